@@ -1,0 +1,56 @@
+"""Small models of the real host: SD1.5's topology, random weights, and the pieces that sampling needs."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.host import import_host
+
+import_host()
+
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.supported_models  # noqa: E402
+
+WIDTHS = (32, 64, 128, 128)
+SD15_UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8, "use_spatial_transformer": True, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": 64, "use_linear_in_transformer": False,
+    "adm_in_channels": None, "use_temporal_attention": False, "use_temporal_resblock": False, "legacy": False, "dtype": torch.float32,
+}  # fmt: skip
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Random weights of sensible scale everywhere, also where the host leaves them zero or uninitialised."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + (name.endswith("weight") * 1.0))
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+
+
+def host_model(config_class: str = "SD15", seed: int = 0, **changes):
+    """A ModelPatcher of the host's own class for this family, with a small UNet of random weights."""
+    config = getattr(comfy.supported_models, config_class)({**SD15_UNET, **changes})
+    base = config.get_model({}, "", device=torch.device("cpu"))
+    randomise(base.diffusion_model, seed)
+    return comfy.model_patcher.ModelPatcher(base.eval(), torch.device("cpu"), torch.device("cpu"))
+
+
+def predict(model, x, sigma: float, conds, cond_or_uncond=None, **options):
+    """One forward of the UNet through the host's apply_model, with the model's patches, as the samplers call it.
+
+    x [I,4,h,w] latent; conds: one context [1,T,C] per chunk; cond_or_uncond: as the samplers lay the batch out.
+    """
+    layout = list(range(len(conds))) if cond_or_uncond is None else cond_or_uncond
+    model.patch_model()
+    sigmas = torch.full((x.shape[0],), sigma)
+    transformer_options = {**model.model_options["transformer_options"], "cond_or_uncond": layout, "sigmas": sigmas, **options}
+    context = torch.cat([c.expand(x.shape[0], -1, -1) for c in conds])
+    with torch.no_grad():
+        return model.model.apply_model(
+            x.repeat(len(conds), 1, 1, 1), sigmas.repeat(len(conds)), c_crossattn=context, transformer_options=transformer_options
+        )
