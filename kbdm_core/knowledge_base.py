@@ -99,12 +99,13 @@ class KnowledgeBase:
         highest, indices = y.max(-1)  # [P, N]
         confidence = (highest - y.logsumexp(-1)).exp()  # [P, N]
         weights = confidence if compose == "confidence" else torch.ones_like(confidence)
-        weights = weights / weights.sum(0)  # [P, N]
+        weights = (weights / weights.sum(0))[..., None]  # [P, N, 1]
         if temperature == 0:
-            answers = nn.functional.embedding(indices, self.codebook)  # [P, N, C]
+            fused = (weights * nn.functional.embedding(indices, self.codebook)).sum(0)  # [N, C]
         else:
-            answers = ((y - highest[..., None]) / temperature).softmax(-1) @ self.codebook  # [P, N, C]
-        return Answer(torch.einsum("pn,pnc->nc", weights, answers)[None], indices, confidence)
+            probability = ((y - highest[..., None]) / temperature).softmax(-1)  # [P, N, K]
+            fused = (weights * probability).sum(0) @ self.codebook  # [N, C], by linearity one product for all phrases
+        return Answer(fused[None], indices, confidence)
 
 
 def load_knowledge_base(path: str | os.PathLike) -> KnowledgeBase:

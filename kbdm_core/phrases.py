@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _ESCAPES = {r"\(": "\ue000", r"\)": "\ue001", r"\[": "\ue002", r"\]": "\ue003"}
 _LITERALS = str.maketrans("\ue000\ue001\ue002\ue003", "()[]")
 _CLAUSE = re.compile(r"[;|\n，、；。！？—]|(?<!\d),|,(?!\d)|[.!?:](?=\s|$)|\s[-–]+\s|\bBREAK\b")
-_EDGES = "\"'“”‘’`.,!?:*~_ \t"
+_EDGES = "\"'“”‘’`.,;!?:*~_ \t"
 
 
 def _words(text: str) -> frozenset[str]:

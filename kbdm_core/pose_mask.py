@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import PoseError
 from .keypoints import MAX_SIDE, Pose
-from .skeleton import HUMANSD_LIMBS, capsule, paint
+from .skeleton import HUMANSD_LIMBS, THINNEST, capsule, paint
 
 COARSE, FINE = 23, 13  # the baseline's kernels, in pixels of a 512 px picture
 LIMB_RADIUS = 5 / 512  # of the shorter side: HumanSD's lines, whose blur gives the baseline's mask
@@ -34,7 +34,7 @@ def mask_from_poses(pose: Pose, width: int, height: int, dilation: int = 0) -> T
         raise PoseError(f"a mask of {width} x {height} px was asked for; each side must be 1 to {MAX_SIDE} px.")
     pose = pose.scaled(width, height)
     masks = torch.zeros(len(pose.people), height, width)
-    radius = max(1.0, LIMB_RADIUS * min(width, height))
+    radius = max(THINNEST, LIMB_RADIUS * min(width, height))
     for mask, person in zip(masks, pose.people):
         seen = person.body[:, 2] > 0
         for a, b in COCO_LIMBS:

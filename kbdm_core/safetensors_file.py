@@ -73,7 +73,7 @@ def read(path: str | os.PathLike, file_format: str, version: int = 1) -> TensorF
         raise found.fail("metadata 'format_version'", f"'{version}'", repr(metadata.get("format_version")))
     try:
         config = json.loads(metadata.get("config", "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise found.fail("metadata 'config'", "a JSON object", f"text that is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise found.fail("metadata 'config'", "a JSON object", type(config).__name__)

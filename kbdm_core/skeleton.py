@@ -17,6 +17,9 @@ from .keypoints import MAX_SIDE, Points, Pose
 Colour = tuple[float, float, float]
 Shape = Callable[[Tensor, Tensor], Tensor]  # x [1,w], y [h,1] -> inside [h,w]
 
+OUTLINE = 0.5  # px: OpenCV, which drew the pictures that the models were trained on, fills a shape with its outline
+THINNEST = 1.5  # px, more than a pixel's diagonal: in a tiny picture a joint still paints all four pixels around it
+
 OPENPOSE_LIMBS = (
     ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10))  # shoulders, arms, right leg
     + ((1, 11), (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17))  # left leg, neck, eyes, ears
@@ -48,7 +51,7 @@ def render_openpose(pose: Pose, width: int, height: int) -> Tensor:
     over earlier, joints as discs upon them. Face and hand points are small white dots. Raises PoseError for an impossible size.
     """
     canvas, pose = _canvas(width, height), pose.scaled(width, height)
-    stick, dot = (max(1.0, fraction * min(width, height)) for fraction in (OPENPOSE_STICK, OPENPOSE_DOT))
+    stick, dot = (max(THINNEST, fraction * min(width, height) + OUTLINE) for fraction in (OPENPOSE_STICK, OPENPOSE_DOT))
     for person in pose.people:
         joints = person.openpose_joints()
         for (a, b), (red, green, blue) in zip(OPENPOSE_LIMBS, OPENPOSE_COLOURS):
@@ -73,7 +76,7 @@ def render_humansd(pose: Pose, width: int, height: int) -> Tensor:
     for person in pose.people[:HUMANSD_PEOPLE]:
         for (a, b), colour in zip(HUMANSD_LIMBS, HUMANSD_COLOURS):
             if person.body[a, 2] > HUMANSD_SCORE and person.body[b, 2] > HUMANSD_SCORE:
-                paint(canvas, person.body[[a, b]], HUMANSD_RADIUS, colour, capsule)
+                paint(canvas, person.body[[a, b]], HUMANSD_RADIUS + OUTLINE, colour, capsule)
     return canvas
 
 

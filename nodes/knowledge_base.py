@@ -14,7 +14,7 @@ class KBDMLoadKnowledgeBase:
 
     CATEGORY = "KB-DM"
     DESCRIPTION = "Loads a knowledge base: a codebook of visual tokens and the classifier that finds them by text."
-    SEARCH_ALIASES = ["kb-dmgen", "kbdm", "codebook", "knowledge base", "visual tokens"]
+    SEARCH_ALIASES = ("kb-dmgen", "kbdm", "codebook", "knowledge base", "visual tokens")
     RETURN_TYPES = ("KBDM_KNOWLEDGE_BASE",)
     RETURN_NAMES = ("knowledge_base",)
     OUTPUT_TOOLTIPS = ("The knowledge base, for KB Text Query.",)

@@ -1,6 +1,5 @@
 """Load Pose, Pose-to-Mask and Render Pose: people as keypoints, as masks and as skeleton pictures."""
 
-# ruff: noqa: N802, RUF012 (names and class attributes are ComfyUI's)
 
 from __future__ import annotations
 
@@ -17,6 +16,15 @@ EXAMPLE_JSON = """\
 {"canvas_width": 512, "canvas_height": 512, "people": [{"pose_keypoints_2d": [
  256,96,1, 256,150,1, 210,152,1, 170,205,1, 140,160,1, 302,152,1, 342,205,1, 372,160,1, 228,285,1,
  224,375,1, 222,465,1, 284,285,1, 288,375,1, 290,465,1, 246,86,1, 266,86,1, 232,92,1, 280,92,1]}]}"""
+
+JSON_TOOLTIP = "The text of an OpenPose or COCO keypoints file: bodies of 17, 18 or 25 joints, in pixels or 0 to 1. This one is an example."
+KEYPOINT_TOOLTIP = "From Load Pose, or an OpenPose or DWPose preprocessor."
+THRESHOLD_TOOLTIP = "Picture only: a pixel belongs to a person if red, green or blue is brighter than this."
+DILATION_TOOLTIP = (
+    "Side of the square that thickens the mask, in pixels of the mask. 1 = none, 0 = 23/512 of the shorter side. "
+    "It is odd: an even number counts as the next odd one."
+)
+STYLE_TOOLTIP = "openpose: for ControlNet OpenPose models and KB-DM adapters. humansd: as HumanSD and Stable-Pose draw, at most 10 people."
 
 
 def _side(tooltip: str) -> tuple[str, dict]:
@@ -38,26 +46,8 @@ class KBDMLoadPose:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "json": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": EXAMPLE_JSON,
-                        "tooltip": (
-                            "The text of an OpenPose or COCO keypoints file. Bodies of 17 (COCO), 18 or 25 (OpenPose) joints, in "
-                            "pixels or 0 to 1."
-                        ),
-                    },
-                ),
-                "person": (
-                    "INT",
-                    {
-                        "default": -1,
-                        "min": -1,
-                        "max": 999,
-                        "tooltip": "-1 = all people, else that person of each frame, counted from 0; people without any visible joint do not count.",
-                    },
-                ),
+                "json": ("STRING", {"multiline": True, "default": EXAMPLE_JSON, "tooltip": JSON_TOOLTIP}),
+                "person": ("INT", {"default": -1, "min": -1, "max": 999, "tooltip": "-1 = all, else that person of each frame, from 0."}),
                 "width": _side("Width to scale the pose to, in pixels; 0 = as in the JSON. Needed where the JSON tells no canvas size."),
                 "height": _side("Height to scale the pose to, in pixels; 0 = as in the JSON. Needed where the JSON tells no canvas size."),
             }
@@ -94,39 +84,14 @@ class KBDMPoseToMask:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "threshold": (
-                    "FLOAT",
-                    {
-                        "default": 0.1,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Picture only: a pixel belongs to a person if red, green or blue is brighter than this.",
-                    },
-                ),
-                "dilation": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 511,
-                        "tooltip": (
-                            "Side of the square that thickens the mask, in pixels of the mask; odd (an even number counts as the next "
-                            "odd). 1 = none, 0 = 23/512 of the shorter side."
-                        ),
-                    },
-                ),
+                "threshold": ("FLOAT", {"default": 0.1, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": THRESHOLD_TOOLTIP}),
+                "dilation": ("INT", {"default": 0, "min": 0, "max": 511, "tooltip": DILATION_TOOLTIP}),
                 "width": _side("Width of the mask in pixels; 0 = as the picture, else as the pose."),
                 "height": _side("Height of the mask in pixels; 0 = as the picture, else as the pose."),
             },
             "optional": {
                 "image": ("IMAGE", {"tooltip": "Skeleton pictures on black (Render Pose, DWPose, OpenPose ...), not photographs."}),
-                "pose_keypoint": (
-                    "POSE_KEYPOINT",
-                    {
-                        "tooltip": "From Load Pose, or an OpenPose or DWPose preprocessor. Scaled to the picture's size if both are connected."
-                    },
-                ),
+                "pose_keypoint": ("POSE_KEYPOINT", {"tooltip": KEYPOINT_TOOLTIP + " Scaled to the picture's size if both are connected."}),
             },
         }
 
@@ -167,19 +132,10 @@ class KBDMRenderPose:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "pose_keypoint": ("POSE_KEYPOINT", {"tooltip": "From Load Pose, or an OpenPose or DWPose preprocessor."}),
+                "pose_keypoint": ("POSE_KEYPOINT", {"tooltip": KEYPOINT_TOOLTIP}),
                 "width": _side("Width of the picture in pixels; 0 = as the pose (its first frame)."),
                 "height": _side("Height of the picture in pixels; 0 = as the pose (its first frame)."),
-                "style": (
-                    list(STYLES),
-                    {
-                        "default": "openpose",
-                        "tooltip": (
-                            "openpose: for ControlNet OpenPose models and KB-DM adapters. humansd: as in HumanSD and Stable-Pose, at "
-                            "most 10 people."
-                        ),
-                    },
-                ),
+                "style": (list(STYLES), {"default": "openpose", "tooltip": STYLE_TOOLTIP}),
             }
         }
 

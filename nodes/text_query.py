@@ -62,7 +62,7 @@ class KBDMTextQuery:
         "Splits the prompt into phrases, asks the knowledge base for visual tokens of each and fuses the answers. "
         "Connect kb_tokens to KB-DM Adapter Apply, and look at them with Preview KB Tokens."
     )
-    SEARCH_ALIASES = ["kb-dmgen", "kbdm", "knowledge base query", "prompt decomposition", "visual tokens"]
+    SEARCH_ALIASES = ("kb-dmgen", "kbdm", "knowledge base query", "prompt decomposition", "visual tokens")
     RETURN_TYPES = ("KBDM_TOKENS", "STRING")
     RETURN_NAMES = ("kb_tokens", "phrases")
     OUTPUT_TOOLTIPS = ("The tokens of the prompt and of the negative prompt.", "The phrases of the prompt that were asked, a line each.")
@@ -81,7 +81,7 @@ class KBDMTextQuery:
                     {
                         "multiline": True,
                         "dynamicPrompts": True,
-                        "tooltip": "The prompt, usually the same as that of CLIP Text Encode. Weights, embeddings and LoRA tags are ignored.",
+                        "tooltip": "The prompt, usually the same as that of CLIP Text Encode. Weights and embeddings are ignored.",
                     },
                 ),
                 "negative_text": (
@@ -94,15 +94,15 @@ class KBDMTextQuery:
                     },
                 ),
                 "decompose": (
-                    splitter.DECOMPOSITIONS,
+                    list(splitter.DECOMPOSITIONS),
                     {
                         "default": "phrases",
-                        "tooltip": "phrases: split into noun phrases by rules. lines: each line is a phrase, so that any LLM node can split. "
+                        "tooltip": "phrases: split into noun phrases by rules. lines: each line is a phrase, for LLM nodes that split. "
                         "off: the whole prompt is one phrase. At most 16 phrases; the last takes the rest.",
                     },
                 ),
                 "compose": (
-                    COMPOSITIONS,
+                    list(COMPOSITIONS),
                     {
                         "default": "mean",
                         "tooltip": "mean: all phrases weigh the same. confidence: at each position, the surer phrases weigh more.",
@@ -115,7 +115,7 @@ class KBDMTextQuery:
                         "min": 0.0,
                         "max": 10.0,
                         "step": 0.05,
-                        "tooltip": "0: take the most probable entry of the codebook, as in the paper. Above: blend entries by their probability; "
+                        "tooltip": "0: the most probable entry of the codebook, as in the paper. Above: entries blended by probability; "
                         "1 is the classifier's own, higher is softer.",
                     },
                 ),

@@ -1,0 +1,1 @@
+"""make demo: the shipped workflows in a real ComfyUI."""

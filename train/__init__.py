@@ -1,0 +1,1 @@
+"""Headless training and evaluation. Knows diffusers; knows nothing of ComfyUI."""
