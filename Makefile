@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv, once; a second run starts at once.
-# COMFYUI_PATH=/path/to/ComfyUI makes demo, test and bench use that checkout as the host.
+# COMFYUI_PATH=/path/to/ComfyUI makes demo and test use that checkout as the host; COMFYUI_PYTHON is the interpreter in which the demo starts it.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -119,8 +119,9 @@ def log_tail(log: Path) -> str:
 async def main() -> int:
     """Run the demo; 0 if all went well. SIGTERM ends it as Ctrl-C does."""
     task = asyncio.current_task()
-    with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers here
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers here
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         await demo()
     except HostError as error:

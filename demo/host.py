@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ import aiohttp
 from .graphs import Graph
 from .places import CHECKOUT
 
-START_SECONDS, STOP_SECONDS = 300, 15
+START_SECONDS, STOP_SECONDS = 300, 10
 SILENCE_SECONDS = 600  # a host that says nothing for so long hangs
 
 
@@ -40,7 +40,7 @@ class Picture:
     suffix: str
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running_host(folder: Path, log: Path) -> AsyncIterator[Host]:
     """ComfyUI with `folder` as its own folder, its output in `log`; stopped on leaving, whatever the reason."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,14 +160,16 @@ async def _wait_until_it_answers(session: aiohttp.ClientSession, process: asynci
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    for wish in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is not None:
-            return
-        process.send_signal(wish)
-        try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except asyncio.TimeoutError:
-            continue
+    """Ask, then insist. A second Ctrl-C meanwhile cuts this short, and the host's life too."""
+    try:
+        for wish in (signal.SIGINT, signal.SIGTERM):
+            if process.returncode is None:
+                process.send_signal(wish)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 def _free_port() -> int:

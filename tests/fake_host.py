@@ -1,8 +1,9 @@
-"""ComfyUI's HTTP API without ComfyUI, for the tests of the demo: python fake_host.py PORT."""
+"""ComfyUI's HTTP API without ComfyUI, for the tests of the demo: python fake_host.py PORT [deaf]."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 from aiohttp import web
@@ -60,4 +61,7 @@ if __name__ == "__main__":
     print("fake host listens", flush=True)
     app = web.Application()
     app.add_routes(routes)
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+    deaf = "deaf" in sys.argv  # to SIGINT and SIGTERM
+    for number in (signal.SIGINT, signal.SIGTERM) if deaf else ():
+        signal.signal(number, signal.SIG_IGN)
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, handle_signals=not deaf)

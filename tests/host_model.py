@@ -10,6 +10,7 @@ import_host()
 
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import comfy.sample  # noqa: E402
 import comfy.supported_models  # noqa: E402
 
 WIDTHS = (32, 64, 128, 128)
@@ -26,24 +27,29 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim <= 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + (name.endswith("weight") * 1.0))
             else:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
 
 
-def host_model(config_class: str = "SD15", seed: int = 0, **changes):
-    """A ModelPatcher of the host's own class for this family, with a small UNet of random weights."""
+def host_model(config_class: str = "SD15", seed: int = 0, compute_dtype: torch.dtype | None = None, **changes):
+    """A ModelPatcher of the host's own class for this family, with a small UNet of random weights.
+
+    compute_dtype: what the host casts weights of another `dtype` to; None = it computes in `dtype`.
+    """
     config = getattr(comfy.supported_models, config_class)({**SD15_UNET, **changes})
+    config.manual_cast_dtype = compute_dtype
     base = config.get_model({}, "", device=torch.device("cpu"))
     randomise(base.diffusion_model, seed)
     return comfy.model_patcher.ModelPatcher(base.eval(), torch.device("cpu"), torch.device("cpu"))
 
 
-def predict(model, x, sigma: float, conds, cond_or_uncond=None, **options):
+def predict(model, x, sigma: float, conds, cond_or_uncond=None, control=None, **options):
     """One forward of the UNet through the host's apply_model, with the model's patches, as the samplers call it.
 
-    x [I,4,h,w] latent; conds: one context [1,T,C] per chunk; cond_or_uncond: as the samplers lay the batch out.
+    x [I,4,h,w] latent; conds: one context [1,T,C] per chunk; cond_or_uncond: as the samplers lay the batch out;
+    control: a ControlNet's residuals.
     """
     layout = list(range(len(conds))) if cond_or_uncond is None else cond_or_uncond
     model.patch_model()
@@ -52,5 +58,20 @@ def predict(model, x, sigma: float, conds, cond_or_uncond=None, **options):
     context = torch.cat([c.expand(x.shape[0], -1, -1) for c in conds])
     with torch.no_grad():
         return model.model.apply_model(
-            x.repeat(len(conds), 1, 1, 1), sigmas.repeat(len(conds)), c_crossattn=context, transformer_options=transformer_options
+            x.repeat(len(conds), 1, 1, 1), sigmas.repeat(len(conds)), c_crossattn=context, control=control, transformer_options=transformer_options
+        )
+
+
+def text(seed: int, **values) -> list:
+    """A CONDITIONING of one random prompt; values: what the host's Conditioning nodes would add, such as area or mask."""
+    return [[torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(seed)), values]]
+
+
+def sample(model, size=(17, 12), images=1, steps=3, cfg=7.0, positive=None, negative=None, latent=None, **options):
+    """The latent that the host's KSampler gives. size: of the empty latent, unless there is a `latent`; options: of comfy.sample.sample."""
+    latent = torch.zeros(images, 4, *size) if latent is None else latent
+    noise = comfy.sample.prepare_noise(latent, seed=0)  # seeds the global generator too, which HyperTile and ToMe draw from
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise, steps, cfg, "euler", "normal", positive or text(1), negative or text(2), latent, disable_pbar=True, seed=0, **options
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 
 import pytest
@@ -97,6 +98,29 @@ def test_what_the_host_says_of_a_failure_is_told_and_the_host_stopped(fake_host,
         asyncio.run(run())
     assert hosts[0].process.returncode is not None
     assert "fake host listens" in (tmp_path / "log").read_text()
+
+
+def test_a_stubborn_host_is_stopped_though_the_demo_is_cancelled_twice(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo_host, "host_command", lambda folder, port: [sys.executable, str(FAKE_HOST), str(port), "deaf"])
+    hosts: list[Host] = []
+
+    async def run() -> None:
+        async with running_host(tmp_path, tmp_path / "log") as host:
+            hosts.append(host)
+            await asyncio.sleep(60)
+
+    async def cancel_twice() -> None:
+        task = asyncio.create_task(run())
+        while not hosts:
+            await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.wait_for(hosts[0].process.wait(), 5) == -signal.SIGKILL
+
+    asyncio.run(cancel_twice())
 
 
 def test_a_host_that_dies_at_once_is_an_error_and_not_a_long_wait(monkeypatch, tmp_path):

@@ -39,11 +39,11 @@ def real_nodes(name: str) -> list[dict]:
 def node_classes() -> dict[str, type]:
     """The pack's nodes and the host's core nodes."""
     import_host()
-    modules = ("nodes", "comfy_extras.nodes_mask")
+    names = ("nodes", "comfy_extras.nodes_mask")
     if not os.environ.get("COMFYUI_PATH"):
-        modules = ("comfy.nodes.base_nodes", "comfy_extras.nodes.nodes_mask")
-    core = [importlib.import_module(module).NODE_CLASS_MAPPINGS for module in modules]
-    return {**core[0], **core[1], **load_pack().NODE_CLASS_MAPPINGS}
+        names = ("comfy.nodes.base_nodes", "comfy_extras.nodes.nodes_mask")
+    core, masks = map(importlib.import_module, names)
+    return {**core.NODE_CLASS_MAPPINGS, "MaskToImage": masks.MaskToImage, **load_pack().NODE_CLASS_MAPPINGS}
 
 
 def inputs_of(node_type: str) -> dict[str, tuple]:

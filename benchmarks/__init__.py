@@ -1,0 +1,1 @@
+"""What the guidance costs, as ratios measured side by side in one run. Nothing here asserts a time."""
