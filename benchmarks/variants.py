@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
-from tests.host_model import host_model, predict, randomise
-from tests.pack import PACKAGE, load_node_module
+from testbed.host_model import host_model, predict, randomise
+from testbed.pack import PACKAGE, load_node_module
 
 import comfy.cldm.cldm  # isort: skip
 import comfy.controlnet  # isort: skip
@@ -55,11 +55,12 @@ def build(size: int) -> dict[str, Callable[[Step], torch.Tensor]]:
         return adapters.KBDMAdapterApply().apply(model, loaded, kb, dm, pose, 0.0, 1.0, tokens, picture, mask)[0]
 
     patched = {"dynamic mask": dynamic, "KB 256 tokens": apply(1, 0, 0), "pose branch": apply(0, 0, 1), "everything": apply(1, 1, 1)}
+    spelled_out = literal(model, mask)
     variants = {name: lambda step, m=m: step.run(m) for name, m in patched.items()}
     return {
         "unpatched": lambda step: step.run(model),
         **variants,
-        "literal Eq. 11": lambda step, m=literal(model, mask): step.run(m),
+        "literal Eq. 11": lambda step: step.run(spelled_out),
         "host's ControlNet": with_controlnet(model, picture),
     }
 

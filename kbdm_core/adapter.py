@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import BRANCH_AXES
+from .attention import AXES, BRANCH_AXES
 from .errors import KBDMError
 from .gate import TimestepGate
 from .kb_attention import KBAttention
@@ -45,9 +45,13 @@ class AdapterOptions:
     pose_background: str = "zero"
 
     def __post_init__(self) -> None:
-        for name, known in (("dm_background", BACKGROUNDS), ("pose_background", BACKGROUNDS), ("pose_axis", BRANCH_AXES)):
+        known_values = {"dm_axis": AXES, "dm_background": BACKGROUNDS, "pose_axis": BRANCH_AXES, "pose_background": BACKGROUNDS}
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise KBDMError(f"Adapter option {name} is '{getattr(self, name)}': expected one of {', '.join(known)}.")
+
+
+DEFAULT_OPTIONS = AdapterOptions()
 
 
 class DynamicMaskSection(nn.Module):
@@ -65,7 +69,7 @@ class KBDMAdapter(nn.Module):
     operations: where Linear, Conv2d and LayerNorm come from (torch.nn, or a host's own that cast and offload).
     """
 
-    def __init__(self, sizes: AdapterSizes, options: AdapterOptions = AdapterOptions(), operations: Any = nn, device=None, dtype=None):
+    def __init__(self, sizes: AdapterSizes, options: AdapterOptions = DEFAULT_OPTIONS, operations: Any = nn, device=None, dtype=None):
         super().__init__()
         self.sizes, self.options = sizes, options
         kw = {"operations": operations, "device": device, "dtype": dtype}
@@ -83,7 +87,10 @@ class KBDMAdapter(nn.Module):
 
 
 def fresh_adapter(
-    sizes: AdapterSizes, options: AdapterOptions = AdapterOptions(), text_projections: Mapping[str, tuple[Tensor, Tensor]] | None = None, seed: int = 0
+    sizes: AdapterSizes,
+    options: AdapterOptions = DEFAULT_OPTIONS,
+    text_projections: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    seed: int = 0,
 ) -> KBDMAdapter:
     """A new adapter that is the identity: scale 0, blend 0, zero convolutions.
 

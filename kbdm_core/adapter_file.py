@@ -28,7 +28,9 @@ class AdapterInfo:
     codebook_sha256: str = ""
 
 
-def save_adapter(path: str | os.PathLike, adapter: KBDMAdapter, info: AdapterInfo, dtype: torch.dtype | None = None, training: dict | None = None) -> None:
+def save_adapter(
+    path: str | os.PathLike, adapter: KBDMAdapter, info: AdapterInfo, dtype: torch.dtype | None = None, training: dict | None = None
+) -> None:
     """Write an adapter (atomically). dtype: cast on the way (None = as it is); training: a summary for people."""
     tensors = {key: value.to(dtype) if dtype else value for key, value in adapter.state_dict().items()}
     metadata = {
@@ -55,6 +57,8 @@ def load_adapter(path: str | os.PathLike, operations: Any = nn, device: Any = "c
     base = file.metadata.get("base", "")
     if not base:
         raise file.fail("metadata 'base'", "the base model's name, such as sd15", "nothing")
+    if not file.metadata.get("codebook_sha256") and "kb.position" in file.tensors:
+        raise file.fail("metadata 'codebook_sha256'", "the hash of the codebook that the kb section was trained with", "nothing")
     try:
         options = AdapterOptions(**file.config.get("options", {}))
     except (TypeError, KBDMError) as error:
@@ -68,7 +72,8 @@ def load_adapter(path: str | os.PathLike, operations: Any = nn, device: Any = "c
             raise file.fail(f"tensor '{key}'", "finite values", "NaN or infinity")
     unknown = sorted(file.tensors.keys() - expected.keys())
     if unknown:
-        raise file.fail(f"tensor '{unknown[0]}'", f"only tensors of the sections {', '.join(SECTIONS)}", f"{len(unknown)} unknown tensor(s)")
+        expected_text = f"only tensors of the sections {', '.join(SECTIONS)}"
+        raise file.fail(f"tensor '{unknown[0]}'", expected_text, f"{len(unknown)} unknown tensor(s)")
     adapter.load_state_dict({key: value.to(device) for key, value in file.tensors.items()}, assign=True)
     adapter.eval().requires_grad_(False)
     info = AdapterInfo(file.path.name, base, file.metadata.get("base_sha256", ""), file.metadata.get("codebook_sha256", ""))

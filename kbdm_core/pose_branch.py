@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class PoseStem(nn.Module):
         super().__init__()
         self.conv_in = operations.Conv2d(3 * LATENT_STRIDE**2, widths[0], 3, padding=1, **kw)
         self.conv = operations.Conv2d(widths[0], widths[0], 3, padding=1, **kw)
-        self.down = nn.ModuleList(operations.Conv2d(a, b, 3, stride=2, padding=1, **kw) for a, b in zip(widths, widths[1:]))
+        self.down = nn.ModuleList(operations.Conv2d(a, b, 3, stride=2, padding=1, **kw) for a, b in pairwise(widths))
 
     def forward(self, picture: Tensor) -> list[Tensor]:
         x = F.silu(self.conv_in(F.pixel_unshuffle(picture, LATENT_STRIDE)))

@@ -60,7 +60,7 @@ def read(path: str | os.PathLike, file_format: str, version: int = 1) -> TensorF
             metadata = dict(opened.metadata() or {})
             tensors = {}
             if metadata.get("format") == file_format:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is not iterable)
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise FileFormatError(
             f"{path.name}: not a readable safetensors file ({error}). Expected a file of format '{file_format}'; "

@@ -93,7 +93,7 @@ class Binding:
             return
         if device != comfy.model_management.get_torch_device():
             self.guidance.forget()
-        if self.weights is not None and not HOST_LOADS_PATCH_MODELS:
+        if self.weights is not None and not HOST_LOADS_PATCH_MODELS and device.type != "meta":  # from there weights do not come back
             self.weights.model.to(device)
 
     def check_slots(self, fired: set) -> None:

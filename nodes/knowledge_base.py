@@ -21,12 +21,12 @@ class KBDMLoadKnowledgeBase:
     FUNCTION = "load"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict:
         tooltip = "A .safetensors file in models/kbdm_knowledge_bases. An adapter works with the knowledge base it was trained with."
         return {"required": {"knowledge_base_name": (model_folders.names(model_folders.KNOWLEDGE_BASES), {"tooltip": tooltip})}}
 
     @classmethod
-    def IS_CHANGED(cls, knowledge_base_name: str) -> str:  # noqa: N802
+    def IS_CHANGED(cls, knowledge_base_name: str) -> str:
         return repr(_identity(knowledge_base_name))
 
     def load(self, knowledge_base_name: str) -> tuple[KnowledgeBase]:

@@ -39,7 +39,7 @@ class KBDMPlotGate:
 
     def plot(self, gate, gate_start, gate_end, adapter=None):
         timesteps = torch.linspace(TRAINING_TIMESTEPS - 1, 0, 201)
-        figure = Figure(figsize=(8, 5), dpi=96, layout="constrained")
+        figure = Figure(figsize=(9, 5), dpi=96, layout="constrained")
         axes = figure.add_subplot(xlabel="timestep (noise → picture)", ylabel="g(t)", ylim=(-0.02, 1.02))
         axes.invert_xaxis()
         if adapter is None:
@@ -50,7 +50,7 @@ class KBDMPlotGate:
             axes.text(0.5, 0.5, f"'{adapter.info.name}' has no dm section", ha="center", transform=axes.transAxes)
         else:
             _plot_section(axes, adapter.adapter.dm, timesteps)
-            axes.set_title(f"Trained gate of {adapter.info.name} (opacity = blend)")
+            axes.set_title(f"Gate of {adapter.info.name} (opacity = blend)")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         picture = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255.0
@@ -66,4 +66,4 @@ def _plot_section(axes, section, timesteps: torch.Tensor) -> None:
     for block, amount in zip(BLOCKS, section.blend.float().tolist()):
         alpha = 0.15 + 0.85 * min(1.0, abs(amount))
         axes.plot(timesteps, g[:, block.index], color=groups[block.patch_key[0]], alpha=alpha, label=f"{block.name}  blend {amount:.2f}")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

@@ -30,7 +30,7 @@ class KBDMPreviewTokens:
     FUNCTION = "preview"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict:
         return {"required": {"kb_tokens": ("KBDM_TOKENS", {"tooltip": "From KB Text Query."})}}
 
     def preview(self, kb_tokens: KBTokens) -> tuple[Tensor]:

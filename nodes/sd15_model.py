@@ -28,11 +28,12 @@ def block_widths(model) -> tuple[int, ...] | None:
     widths: dict[int, set[int]] = {level: set() for level in range(LEVELS)}
     for block in BLOCKS:
         try:
-            depth = unet.get_submodule(f"{block.name}.1.transformer_blocks")
+            transformer = unet.get_submodule(f"{block.name}.1")
+            depth = transformer.transformer_blocks
             widths[block.level].add(depth[0].attn2.to_q.weight.shape[0])
         except (AttributeError, IndexError):
             return None
-        if len(depth) != 1:
+        if len(depth) != 1 or getattr(transformer, "use_linear", False):  # SD2 has the same blocks but for their linear projections
             return None
     found = sum(hasattr(module, "attn1") for module in unet.modules())
     if found != len(BLOCKS) or any(len(level) != 1 for level in widths.values()):

@@ -71,7 +71,7 @@ class KBDMTextQuery:
     _cache = PhraseCache()
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict:
         return {
             "required": {
                 "knowledge_base": ("KBDM_KNOWLEDGE_BASE", {"tooltip": "From Load Knowledge Base."}),

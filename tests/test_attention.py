@@ -116,5 +116,5 @@ def test_batches_repeat_or_trim_as_masks_do_in_comfyui():
 
 @pytest.mark.parametrize("wrong", [{"axis": "rows"}, {"background": "black"}, {"mask": torch.ones(4, 4)}])
 def test_unknown_readings_of_the_mask_are_refused(wrong):
-    with pytest.raises(KBDMError, match="expected one of|MASK of shape"):
+    with pytest.raises(KBDMError, match=r"expected one of|MASK of shape"):
         DynamicMask(**{"mask": torch.ones(1, 4, 4), "gate": GateSchedule("constant", 0, 0), "blend": torch.ones(1), **wrong})

@@ -18,9 +18,9 @@ from demo.pose import single_image
 from demo.report import STATEMENT, File, Report, WorkflowRun, write_report
 from demo.weights import checkpoint_layout
 from kbdm_core.keypoints import parse_pose_json
-from tests.host import import_host
+from testbed.host import import_host
 
-FAKE_HOST = ROOT / "tests" / "fake_host.py"
+FAKE_HOST = ROOT / "testbed" / "fake_host.py"
 
 
 @pytest.fixture

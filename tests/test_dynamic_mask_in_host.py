@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.host_model import host_model, predict
-from tests.pack import load_node_module
+from testbed.host_model import host_model, predict
+from testbed.pack import load_node_module
 
 node = load_node_module("dynamic_mask").KBDMDynamicMaskAttention()
 SIGMA = 3.0
@@ -47,7 +47,7 @@ def brute_force(model, masks, latent, images, axis, background, blend):
     g = GATE["gate_start"] + (GATE["gate_end"] - GATE["gate_start"]) * (1 - t / 999)
     sizes = {}
     height, width = latent
-    for level in range(4):
+    for _ in range(4):
         sizes[height * width] = (height, width)
         height, width = math.ceil(height / 2), math.ceil(width / 2)
     pooled = {n: [max_pool(m.numpy(), *size).reshape(-1) for m in masks] for n, size in sizes.items()}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.pack import ROOT, load_pack
+from testbed.pack import ROOT, load_pack
 
 PAGES = ROOT / "web" / "docs"
 PACK = load_pack()

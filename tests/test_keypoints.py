@@ -9,7 +9,7 @@ import pytest
 
 from kbdm_core.errors import PoseError
 from kbdm_core.keypoints import Person, Pose, parse_pose_json, parse_pose_keypoint, to_pose_keypoint
-from tests.real_poses import real_coco, real_coco_text
+from testbed.real_poses import real_coco, real_coco_text
 
 SIDES = [f"{side} {part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle") for side in ("left", "right")]
 COCO = ["nose", *SIDES]

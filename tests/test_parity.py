@@ -12,8 +12,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from kbdm_core.adapter import SECTIONS, fresh_adapter, sd15_sizes
 from kbdm_core.adapter_file import AdapterInfo, load_adapter, save_adapter
 from kbdm_core.guidance import adapter_guidance
-from tests.host_model import WIDTHS, host_model, predict
-from tests.pack import PACKAGE, load_node_module
+from testbed.host_model import WIDTHS, host_model, predict
+from testbed.pack import PACKAGE, load_node_module
 from train.host import GuidedUNet, text_projections
 
 host = load_node_module("host")
@@ -23,7 +23,7 @@ pack_guidance = importlib.import_module(f"{PACKAGE}.kbdm_core.guidance")
 N, C = 16, 24
 GENERATOR = torch.Generator().manual_seed(0)
 TOKENS = tuple(torch.randn(2, 1, N, C, generator=GENERATOR))
-ONLY = {"kb": {"dm_strength": 0.0, "pose_strength": 0.0}, "dm": {"kb_strength": 0.0, "pose_strength": 0.0}, "pose": {"kb_strength": 0.0, "dm_strength": 0.0}}
+ONLY = {name: {f"{other}_strength": 0.0 for other in SECTIONS if other != name} for name in SECTIONS}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ CASES += [(f"residual level {level} alone", level, ONLY["pose"]) for level in ra
 @pytest.mark.parametrize(("size", "timestep"), [((16, 16), 500), ((17, 12), 951)], ids=str)
 def test_both_hosts_give_the_same_noise_prediction(comfy_model, unet, tmp_path, level, strengths, size, timestep):
     path = tmp_path / "adapter.safetensors"
-    save_adapter(path, perturbed(unet), AdapterInfo("test", "sd15-test"))
+    save_adapter(path, perturbed(unet), AdapterInfo("test", "sd15-test", codebook_sha256="0" * 64))
     generator = torch.Generator().manual_seed(timestep)
     latent = torch.randn(2, 4, *size, generator=generator)
     conds = [torch.randn(1, 7, 64, generator=generator) for _ in range(2)]

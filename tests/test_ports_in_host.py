@@ -7,48 +7,21 @@ import importlib
 import pytest
 import torch
 
-from tests.host_model import WIDTHS, host_model, predict
-from tests.pack import PACKAGE, load_node_module
+from testbed.host_model import host_model, predict
+from testbed.pack import PACKAGE, load_node_module
+from testbed.small_adapter import random_adapter, steer
 
 host = load_node_module("host")
-adapter_nodes = load_node_module("adapter")
 mask_node = load_node_module("dynamic_mask").KBDMDynamicMaskAttention()
-core = importlib.import_module(f"{PACKAGE}.kbdm_core.adapter")
-core_file = importlib.import_module(f"{PACKAGE}.kbdm_core.adapter_file")
-knowledge = importlib.import_module(f"{PACKAGE}.kbdm_core.knowledge_base")
 sd15 = importlib.import_module(f"{PACKAGE}.kbdm_core.sd15")
 
-N, C, SIGMA = 16, 24, 3.0
+SIGMA = 3.0
 X = torch.randn(2, 4, 17, 12, generator=torch.Generator().manual_seed(0))
 CONDS = [torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
 MASK = torch.zeros(1, 136, 96)
 MASK[:, 40:100, 30:60] = 1
-POSE = MASK[..., None].expand(-1, -1, -1, 3).clone()
-
-
-def tokens(seed: int = 3):
-    """KB tokens with unlike positive and negative."""
-    generator = torch.Generator().manual_seed(seed)
-    positive, negative = torch.randn(2, 1, N, C, generator=generator)
-    blank = torch.zeros(1, N, dtype=torch.long)
-    return knowledge.KBTokens(positive, negative, "", "test", (4, 4), ("a",), blank, blank.float())
-
-
-def loaded(perturb: float, sections=core.SECTIONS):
-    """A KBDM_ADAPTER for the small model: fresh (0) or with every tensor moved away from the identity."""
-    adapter = core.fresh_adapter(core.sd15_sizes(WIDTHS, sections, N, C, pose_width=64, pose_stem=(16, 16, 16, 16)))
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * perturb)
-    adapter.requires_grad_(False)
-    return adapter_nodes.LoadedAdapter(adapter, core_file.AdapterInfo("test", "sd15-test"), host.adapter_patcher(adapter))
-
-
-def steer(model, adapter, kb=1.0, dm=1.0, pose=1.0, start=0.0, end=1.0, kb_tokens=None, pose_image=POSE, mask=None):
-    """KB-DM Adapter Apply."""
-    given = tokens() if kb_tokens is None else kb_tokens
-    return adapter_nodes.KBDMAdapterApply().apply(model, adapter, kb, dm, pose, start, end, given, pose_image, mask)[0]
+OFF = {"kb": {"kb_strength": 0.0}, "dm": {"dm_strength": 0.0}, "pose": {"pose_strength": 0.0}}
+ONLY = {port: {k: v for other in OFF if other != port for k, v in OFF[other].items()} for port in OFF}
 
 
 def masked(model, mask=MASK, blend=1.0, gate_start=1.0, start=0.0, end=1.0, background="zero"):
@@ -73,19 +46,19 @@ def unpatched(model):
         pytest.param(lambda m: masked(m, mask=torch.zeros(1, 50, 50)), id="empty mask"),
         pytest.param(lambda m: masked(m, mask=torch.ones(1, 50, 50), gate_start=0.0), id="soft mask of 1"),
         pytest.param(lambda m: masked(m, start=0.6, end=0.6), id="start >= end"),
-        pytest.param(lambda m: steer(m, loaded(0.3), 0.0, 0.0, 0.0), id="strength 0"),
-        pytest.param(lambda m: steer(m, loaded(0.3, ("dm", "pose")), pose_image=None), id="no mask and no pose"),
-        pytest.param(lambda m: steer(m, loaded(0.3), end=0.0, start=0.5), id="adapter from 0.5 to 0"),
-        pytest.param(lambda m: steer(m, loaded(0.0)), id="fresh adapter"),
+        pytest.param(lambda m: steer(m, random_adapter(), kb_strength=0.0, dm_strength=0.0, pose_strength=0.0), id="strength 0"),
+        pytest.param(lambda m: steer(m, random_adapter(sections=("dm", "pose")), pose_image=None), id="no mask and no pose"),
+        pytest.param(lambda m: steer(m, random_adapter(), start_percent=0.5, end_percent=0.0), id="adapter from 0.5 to 0"),
+        pytest.param(lambda m: steer(m, random_adapter(fresh=True)), id="fresh adapter"),
     ],
 )
 def test_identity_is_bit_identical(model, unpatched, identity):
     assert torch.equal(predict(identity(model), X, SIGMA, CONDS), unpatched)
 
 
-@pytest.mark.parametrize("only", [{"dm": 0.0, "pose": 0.0}, {"kb": 0.0, "pose": 0.0}, {"kb": 0.0, "dm": 0.0}, {}])
+@pytest.mark.parametrize("only", [*ONLY.values(), {}], ids=[*ONLY, "all"])
 def test_each_port_changes_the_prediction_and_leaves_the_other_branch_alone(model, unpatched, only):
-    patched = steer(model, loaded(0.3), **only)
+    patched = steer(model, random_adapter(), **only)
     assert not torch.equal(predict(patched, X, SIGMA, CONDS), unpatched)
     assert torch.equal(predict(model, X, SIGMA, CONDS), unpatched)
 
@@ -97,7 +70,7 @@ def test_all_16_blocks_and_4_levels_fire(model, monkeypatch):
     monkeypatch.setattr(guidance.Ports, "scale_tokens", lambda self, block, *a: (fired["key"].append(block), scale(self, block, *a))[1])
     monkeypatch.setattr(guidance.Ports, "extra_attention", lambda self, block, *a: (fired["kb"].append(block.patch_key), extra(self, block, *a))[1])
     monkeypatch.setattr(guidance.Ports, "residual", lambda self, level: (fired["residual"].append(level), residual(self, level))[1])
-    predict(steer(model, loaded(0.3)), X, SIGMA, CONDS)
+    predict(steer(model, random_adapter()), X, SIGMA, CONDS)
     every_block = [block.patch_key for block in sd15.BLOCKS]
     assert fired["key"] == every_block and fired["kb"] == every_block  # each once, in the UNet's order
     assert fired["residual"] == [0, 1, 2, 3]
@@ -105,19 +78,18 @@ def test_all_16_blocks_and_4_levels_fire(model, monkeypatch):
 
 def test_each_block_alone_has_an_effect_through_ports_1_and_2(model, unpatched):
     for block in sd15.BLOCKS:
-        for section, name in (("kb", block.name), ("dm", block.index)):
-            adapter = loaded(0.3)
+        for port in ("kb", "dm"):
+            adapter = random_adapter()
             with torch.no_grad():
                 for other in sd15.BLOCKS:
                     if other.index != block.index:
                         adapter.adapter.kb.block(other).scale.zero_()
                         adapter.adapter.dm.blend[other.index] = 0.0
-            only = {"kb": {"dm": 0.0, "pose": 0.0}, "dm": {"kb": 0.0, "pose": 0.0}}[section]
-            assert not torch.equal(predict(steer(model, adapter, **only), X, SIGMA, CONDS), unpatched), (section, name)
+            assert not torch.equal(predict(steer(model, adapter, **ONLY[port]), X, SIGMA, CONDS), unpatched), (port, block.name)
 
 
 def test_positive_chunks_use_positive_tokens_in_any_order_of_the_batch(model):
-    patched = steer(model, loaded(0.3), dm=0.0, pose=0.0)
+    patched = steer(model, random_adapter(), **ONLY["kb"])
     both = predict(patched, X, SIGMA, CONDS, [0, 1]).chunk(2)
     swapped = predict(patched, X, SIGMA, CONDS[::-1], [1, 0]).chunk(2)
     alone = [predict(patched, X, SIGMA, [cond], [index]) for index, cond in enumerate(CONDS)]
@@ -128,14 +100,14 @@ def test_positive_chunks_use_positive_tokens_in_any_order_of_the_batch(model):
 
 
 def test_the_guiders_cond_names_win_over_the_index(model):
-    patched = steer(model, loaded(0.3), dm=0.0, pose=0.0)
+    patched = steer(model, random_adapter(), **ONLY["kb"])
     named = {host.COND_NAMES: {"u": "negative"}, "uuids": ["u"]}
     assert torch.equal(predict(patched, X, SIGMA, CONDS[:1], [0], **named), predict(patched, X, SIGMA, CONDS[:1], [1]))
 
 
 def test_outside_its_percent_range_nothing_happens(model, unpatched):
     sampling = model.get_model_object("model_sampling")
-    late = steer(model, loaded(0.3), start=0.5)
+    late = steer(model, random_adapter(), start_percent=0.5)
     early_sigma, late_sigma = float(sampling.percent_to_sigma(0.4)), float(sampling.percent_to_sigma(0.6))
     assert torch.equal(predict(late, X, early_sigma, CONDS), predict(model, X, early_sigma, CONDS))
     assert not torch.equal(predict(late, X, late_sigma, CONDS), predict(model, X, late_sigma, CONDS))
@@ -145,7 +117,7 @@ def test_a_pose_pass_is_shared_by_chunks_with_the_same_latent(model, monkeypatch
     branch = importlib.import_module(f"{PACKAGE}.kbdm_core.pose_branch").PoseBranch
     calls, forward = [], branch.forward
     monkeypatch.setattr(branch, "forward", lambda self, features, *a: (calls.append(features.shape[0]), forward(self, features, *a))[1])
-    predict(steer(model, loaded(0.3)), X, SIGMA, CONDS)
+    predict(steer(model, random_adapter()), X, SIGMA, CONDS)
     assert calls == [2]  # two images once, not once per chunk
 
 

@@ -12,7 +12,7 @@ from kbdm_core.errors import PoseError
 from kbdm_core.keypoints import Person, Pose, parse_pose_json, parse_pose_keypoint, to_pose_keypoint
 from kbdm_core.pose_mask import COARSE, FINE, dilate, dilation_of, mask_from_picture, mask_from_poses, resize_mask
 from kbdm_core.skeleton import render_openpose
-from tests.real_poses import real_coco, real_coco_text
+from testbed.real_poses import real_coco, real_coco_text
 
 
 def brute_force_dilation(mask: np.ndarray, size: int) -> np.ndarray:

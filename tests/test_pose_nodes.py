@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.pack import load_node_module
-from tests.real_poses import real_coco, real_coco_text
+from testbed.pack import load_node_module
+from testbed.real_poses import real_coco, real_coco_text
 
 pose_nodes = load_node_module("pose")
 PoseError = pose_nodes.PoseError

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.host import import_host
+from testbed.host import import_host
 
 import_host()
 
-from tests.pack import PACKAGE, load_node_module  # noqa: E402
+from testbed.pack import PACKAGE, load_node_module  # noqa: E402
 
 text_query = load_node_module("text_query")
 knowledge_base_node = load_node_module("knowledge_base")

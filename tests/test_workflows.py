@@ -11,8 +11,8 @@ from functools import cache
 import pytest
 
 from kbdm_core.keypoints import parse_pose_json
-from tests.host import import_host
-from tests.pack import ROOT, load_pack
+from testbed.host import import_host
+from testbed.pack import ROOT, load_pack
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 VIRTUAL = {"Note"}  # drawn by the page, unknown to the server

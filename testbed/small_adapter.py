@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tests.host_model import WIDTHS, randomise
-from tests.pack import PACKAGE, load_node_module
+from testbed.host_model import WIDTHS, randomise
+from testbed.pack import PACKAGE, load_node_module
 
 nodes = load_node_module("adapter")
 core_adapter = importlib.import_module(f"{PACKAGE}.kbdm_core.adapter")

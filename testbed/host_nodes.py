@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from tests.host import import_host
+from testbed.host import import_host
 
 import_host()
 
@@ -20,6 +20,5 @@ def host_module(name: str):
 def run_host_node(module: str, node: str, *inputs, **named):
     """The first output of a host node: V3 nodes have `execute`, V1 nodes name their function."""
     cls = getattr(host_module(module), node)
-    if hasattr(cls, "execute"):
-        return cls.execute(*inputs, **named).result[0]
-    return getattr(cls(), cls.FUNCTION)(*inputs, **named)[0]
+    output = cls.execute(*inputs, **named) if hasattr(cls, "execute") else getattr(cls(), cls.FUNCTION)(*inputs, **named)
+    return getattr(output, "result", output)[0]  # a NodeOutput, or a tuple

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tests.host import import_host
+from testbed.host import import_host
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "comfyui_kbdm"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.host import import_host
+from testbed.host import import_host
 
 import_host()
 
