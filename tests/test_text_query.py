@@ -212,11 +212,10 @@ def test_z_t_of_the_host_is_open_clips_encode_text():
     clip = host_clip(clip_l_layout(model))
     errors_without = [(kb.project(text_query.encode(clip, each)) - z_t).abs().max().item() for each, z_t in zip(prompts, expected)]
     clip.load_sd({"text_projection.weight": model.text_projection.detach().T.contiguous()})
+    assert not torch.equal(clip.cond_stage_model.clip_l.transformer.text_projection.weight.float(), torch.eye(768))
     errors_with = [(kb.project(text_query.encode(clip, each)) - z_t).abs().max().item() for each, z_t in zip(prompts[::3], expected[::3])]
-    _, projected = clip.encode_from_tokens(clip.tokenize(prompts[0]), return_pooled=True)
     print(f"max abs error of z_t: {max(errors_without):.1e} without, {max(errors_with):.1e} with text_projection")
     assert max(errors_without + errors_with) <= 1e-4
-    assert torch.allclose(projected.float(), expected[0], atol=1e-4)  # the host does project when not asked for "unprojected"
 
 
 @pytest.fixture
