@@ -20,6 +20,7 @@ LATENT_STRIDE = 8  # pixels per latent cell
 TOKEN_LEVEL = 1  # the ViT works at half the latent resolution
 VIT_LAYERS = 2  # one with the coarse mask, one with the fine one
 HEAD_WIDTH = 64
+CACHED_SIZES = 4  # picture features are kept for so many latent sizes (a tiled pass has a few)
 
 
 class PoseStem(nn.Module):
@@ -176,6 +177,8 @@ class PosePort:
         size = tuple(features.shape[-2:])
         key = (size, images, features.device, features.dtype)
         if key not in self._cache:
+            if len(self._cache) >= CACHED_SIZES:
+                self._cache.clear()
             picture = match_batch(self.picture, images).movedim(-1, 1).float()
             picture = F.interpolate(picture, [side * LATENT_STRIDE for side in size], mode="bilinear", antialias=True)
             grid = level_size(*size, TOKEN_LEVEL)

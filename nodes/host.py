@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -65,8 +65,8 @@ class Binding:
     start_percent: float
     end_percent: float
     weights: Any = None  # ModelPatcher of the adapter
-    key: str = ""
-    warned: bool = False
+    key: str = field(init=False)
+    warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.key = f"kbdm_{uuid.uuid4().hex}"

@@ -170,4 +170,5 @@ def test_a_section_without_its_input_is_as_if_it_were_not_in_the_file():
 def test_an_empty_mask_is_said(caplog):
     with caplog.at_level(logging.INFO, logger="kbdm"):
         mask_node.patch(host_model(), torch.zeros(1, 8, 8), "linear", 1.0, 0.0, 1.0, "zero", "key", "all", 0.0, 1.0)
-    assert [r.getMessage() for r in caplog.records if r.name == "kbdm"] == ["Dynamic Mask Attention Patch: the mask is empty, so the model is left as it is."]
+    said = [record.getMessage() for record in caplog.records if record.name == "kbdm"]
+    assert said == ["Dynamic Mask Attention Patch: the mask is empty, so the model is left as it is."]
