@@ -46,8 +46,8 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     """Mean of paired ratios (on the log scale) with its 95 % interval."""
     logs = [math.log(ratio) for ratio in ratios]
     mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), 0.0, math.inf
+    if len(logs) < 2:  # no spread to tell
+        return (math.exp(mean),) * 3
     half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / len(logs) ** 0.5
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
@@ -109,8 +109,9 @@ def table(report: dict) -> str:
     """The report as text."""
     lines = [f"\n{'variant':20s} {'rounds':>6s} {'median s':>9s} {'x unpatched':>12s} {'95 % interval':>17s} {'own share':>10s} {'peak memory':>12s}"]
     for name, row in report.items():
+        span = f"{row['low']:.3f}-{row['high']:.3f}" if row["rounds"] > 1 else "one round"
         lines.append(
-            f"{name:20s} {row['rounds']:6d} {row['seconds']:9.2f} {row['ratio']:12.3f} {row['low']:8.3f}-{row['high']:.3f} "
+            f"{name:20s} {row['rounds']:6d} {row['seconds']:9.2f} {row['ratio']:12.3f} {span:>17s} "
             f"{100 * row['own_share']:9.2f}% {row['peak_ratio']:11.3f}x"
         )
     return "\n".join(lines)
