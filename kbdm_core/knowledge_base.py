@@ -99,12 +99,12 @@ class KnowledgeBase:
         highest, indices = y.max(-1)  # [P, N]
         confidence = (highest - y.logsumexp(-1)).exp()  # [P, N]
         weights = confidence if compose == "confidence" else torch.ones_like(confidence)
-        weights = (weights / weights.sum(0))[..., None]  # [P, N, 1]
-        if temperature == 0:
-            fused = (weights * nn.functional.embedding(indices, self.codebook)).sum(0)  # [N, C]
+        weights = weights / weights.sum(0)  # [P, N]
+        if temperature == 0:  # gather and weighted sum in one, without a [P, N, C] in between
+            fused = nn.functional.embedding_bag(indices.T, self.codebook, per_sample_weights=weights.T, mode="sum")  # [N, C]
         else:
             probability = ((y - highest[..., None]) / temperature).softmax(-1)  # [P, N, K]
-            fused = (weights * probability).sum(0) @ self.codebook  # [N, C], by linearity one product for all phrases
+            fused = (weights[..., None] * probability).sum(0) @ self.codebook  # [N, C], by linearity one product for all phrases
         return Answer(fused[None], indices, confidence)
 
 
