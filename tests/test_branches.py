@@ -28,16 +28,6 @@ MASK[:, 40:100, 30:60] = 1
 
 
 @pytest.fixture(scope="module")
-def model():
-    return host_model()
-
-
-@pytest.fixture(scope="module")
-def adapter():
-    return random_adapter()
-
-
-@pytest.fixture(scope="module")
 def plain(model):
     return sample(model)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from testbed.host import import_host
-from testbed.host_model import SD15_UNET, WIDTHS, host_model, randomise, sample, text
+from testbed.host_model import SD15_UNET, WIDTHS, randomise, sample, text
 from testbed.host_nodes import run_host_node
 from testbed.ip_adapter import GrowingReplace, add_ip_adapter
 from testbed.pack import load_node_module
-from testbed.small_adapter import random_adapter, steer
+from testbed.small_adapter import steer
 
 comfy = import_host()
 cldm, controlnets, t2i = (importlib.import_module(f"comfy.{name}") for name in ("cldm.cldm", "controlnet", "t2i_adapter.adapter"))
@@ -21,16 +21,6 @@ optimized_attention = importlib.import_module("comfy.ldm.modules.attention").opt
 mask_node = load_node_module("dynamic_mask").KBDMDynamicMaskAttention()
 CPU = torch.device("cpu")
 SIZE = (16, 16)  # SAG, ToMe and HyperTile of the hosts know no odd sizes
-
-
-@pytest.fixture(scope="module")
-def model():
-    return host_model()
-
-
-@pytest.fixture(scope="module")
-def adapter():
-    return random_adapter()
 
 
 def assert_works(ours: torch.Tensor, without: torch.Tensor) -> None:

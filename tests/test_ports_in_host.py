@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from testbed.host_model import host_model, predict
+from testbed.host_model import predict
 from testbed.pack import PACKAGE, load_node_module
 from testbed.small_adapter import random_adapter, steer
 
@@ -27,11 +27,6 @@ ONLY = {port: {k: v for other in OFF if other != port for k, v in OFF[other].ite
 def masked(model, mask=MASK, blend=1.0, gate_start=1.0, start=0.0, end=1.0, background="zero"):
     """Dynamic Mask Attention Patch."""
     return mask_node.patch(model, mask, "constant", gate_start, 0.0, blend, background, "key", "all", start, end)[0]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return host_model()
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,6 @@ MASKS = torch.zeros(2, 136, 96)
 MASKS[0, 20:90, 10:50] = MASKS[1, 70:, 40:] = 1
 
 
-@pytest.fixture(scope="module")
-def model():
-    return host_model()
-
-
-@pytest.fixture(scope="module")
-def adapter():
-    return random_adapter()
-
-
 def masked(model, mask=MASKS, background="zero", axis="key", start=0.0, end=1.0):
     return mask_node.patch(model, mask, "linear", 1.0, 0.0, 1.0, background, axis, "all", start, end)[0]
 
