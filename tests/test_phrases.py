@@ -26,6 +26,25 @@ from kbdm_core.phrases import MAX_PHRASES, decompose, plain_text
         ("1,000 birds, 50mm f/1.8", ("1,000 birds", "50mm f/1.8")),
         ("一个女孩，红色的裙子", ("一个女孩", "红色的裙子")),
         ("Una mujer 🎉, ein Haus", ("Una mujer 🎉", "ein Haus")),
+        ("Женщина в красном, ciudad de noche", ("Женщина в красном", "ciudad de noche")),
+        ("on a tidy, cozy home table, with soft, warm light, trees", ("a tidy cozy home table", "soft warm light", "trees")),
+        ("a red dress, blue eyes", ("a red dress", "blue eyes")),
+        ("natural, moody, smooth skin", ("natural", "moody", "smooth skin")),
+        ("the sky is calm, cinematic", ("the sky", "calm", "cinematic")),
+        ("creating a gentle and sweet atmosphere", ("a gentle and sweet atmosphere",)),
+        ("a romantic, soft, and nostalgic mood", ("a romantic soft and nostalgic mood",)),
+        ("a happy, and a sad clown", ("a happy", "a sad clown")),
+        ("warm and cheerful illustration, hats and scarves", ("warm and cheerful illustration", "hats", "scarves")),
+        ("He wears round glasses. She has a scarf that covers her hair", ("round glasses", "a scarf", "her hair")),
+        ("a lamp casts its light slowly, floating softly", ("a lamp", "its light", "floating softly")),
+        ("soft lighting casting long shadows, neon lighting the street", ("soft lighting", "long shadows", "neon", "the street")),
+        ("gentle color grading, a wooden building", ("gentle color grading", "a wooden building")),
+        ("a company building the future", ("a company", "the future")),
+        ("delicate facial features, dynamic poses", ("delicate facial features", "dynamic poses")),
+        ("a man dressed neatly, hair tied in a bun", ("a man", "hair", "a bun")),
+        ("replace the cat to show a dog", ("the cat", "a dog")),
+        ('a sign that says "OPEN." behind it a cat', ("a sign", "OPEN", "a cat")),
+        ("a cup of hot, strong tea", ("a cup of hot strong tea",)),
     ],
 )
 def test_noun_phrases(prompt, phrases):
@@ -44,6 +63,7 @@ def test_noun_phrases(prompt, phrases):
         ("(embedding:bad:1.2) <lora:style:0.8> a cat <LoRA:x>", "a cat"),
         ("at 10:30, 16:9", "at 10:30, 16:9"),
         ("3 < 4 > 2", "3 < 4 > 2"),
+        ("(masterpiece) ((best quality:1.2)) a sky", "masterpiece, best quality, a sky"),
     ],
 )
 def test_notation_of_comfyui_is_stripped(prompt, plain):
@@ -106,6 +126,11 @@ def test_phrases_beyond_the_bound_share_the_last_one():
         "walking ",
         "[a:1.2](",
         "的",
+        "softly ",
+        "cat softly ",
+        "a soft, ",
+        "soft and ",
+        "a cup of ",
     ],
 )
 def test_ten_thousand_characters_survive(unit):
