@@ -39,3 +39,14 @@ def quantise(z_e: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def codebook_loss(z_q: Tensor, z_e: Tensor) -> Tensor:
     """Mean squared error of z_q to z_e (Eq. 6), both [...,C] -> scalar."""
     return nn.functional.mse_loss(z_q, z_e)
+
+
+def usage_entropy(z_e: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+    """Entropy, in nats, of how z_e [P,C] uses the entries of the codebook [K,C]: 0 if all tokens want one entry, log K if all are used alike.
+
+    A token's soft choice is softmax(-||z_e - e_j||^2 / T), T in the units of a squared distance. Its negative, weighted, is the
+    optional term against collapse. Has a gradient on the codebook.
+    """
+    distances = torch.addmm(codebook.square().sum(-1), z_e, codebook.T, alpha=-2)  # [P, K], without ||z_e||^2, which a softmax ignores
+    usage = (-distances / temperature).softmax(-1).mean(0)  # [K]
+    return -(usage * usage.clamp_min(1e-12).log()).sum()

@@ -87,7 +87,10 @@ def write(path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: d
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        save_file(contiguous, temporary, metadata={**metadata, "config": json.dumps(config, sort_keys=True)})
+        temporary.touch()
+        permissions = temporary.stat().st_mode  # those that the user's umask gives; safetensors would let nobody else read
+        save_file(contiguous, temporary, metadata={**metadata, "config": json.dumps(config)})
+        temporary.chmod(permissions)
         with open(temporary, "rb+") as opened:
             os.fsync(opened.fileno())
         os.replace(temporary, path)

@@ -34,10 +34,27 @@ def test_default_head_is_small():
 
 
 def test_cross_entropy_is_minus_the_mean_log_probability_of_the_true_entries():
-    y = torch.randn(3, 5, 7)
-    a = torch.randint(7, (3, 5))
+    torch.manual_seed(0)
+    z_t, a = torch.randn(3, 6), torch.randint(7, (3, 5))
+    head = FactorisedClassifier(channels=6, tokens=5, entries=7)
+    y = head(z_t)
     expected = torch.stack([-y[b, n].softmax(-1)[a[b, n]].log() for b in range(3) for n in range(5)]).mean()
-    assert torch.allclose(classifier_loss(y, a), expected, atol=1e-6)
+    assert torch.allclose(classifier_loss(head, z_t, a), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+def test_loss_and_gradients_in_chunks_are_those_of_all_positions_at_once(kind, chunk):
+    torch.manual_seed(0)
+    head = CLASSIFIERS[kind](channels=6, tokens=5, entries=7)
+    z_t, a = torch.randn(3, 6, dtype=torch.float32), torch.randint(7, (3, 5))
+    whole = torch.nn.functional.cross_entropy(head(z_t).flatten(0, 1), a.flatten())
+    expected = torch.autograd.grad(whole, tuple(head.parameters()))
+    loss = classifier_loss(head, z_t, a, chunk)
+    found = torch.autograd.grad(loss, tuple(head.parameters()))
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
+    for one, other in zip(found, expected):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
@@ -48,7 +65,7 @@ def test_gradients_are_those_of_finite_differences(kind):
     names, values = zip(*head.named_parameters())
 
     def loss(z_t, *weights):
-        return classifier_loss(torch.func.functional_call(head, dict(zip(names, weights)), (z_t,)), a)
+        return classifier_loss(lambda *inputs: torch.func.functional_call(head, dict(zip(names, weights)), inputs), z_t, a, chunk=2)
 
     z_t = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, (z_t, *values))
@@ -62,6 +79,6 @@ def test_both_heads_can_learn_which_entry_belongs_where(kind):
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-2)
     for _ in range(200):
         optimiser.zero_grad()
-        classifier_loss(head(z_t), a).backward()
+        classifier_loss(head, z_t, a).backward()
         optimiser.step()
     assert torch.equal(head(z_t).argmax(-1), a)

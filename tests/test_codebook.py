@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from kbdm_core.codebook import codebook_loss, nearest_entries, quantise
+from kbdm_core.codebook import codebook_loss, nearest_entries, quantise, usage_entropy
 
 
 @pytest.fixture
@@ -65,3 +67,10 @@ def test_loss_is_the_mean_squared_error_with_its_gradient_on_the_codebook_only(t
 def test_gradient_of_the_codebook_is_that_of_finite_differences(tokens, codebook):
     z_e = tokens[0, :12]
     assert torch.autograd.gradcheck(lambda e: codebook_loss(quantise(z_e, e)[0], z_e), (codebook.requires_grad_(),))
+
+
+def test_usage_entropy_tells_collapse_from_even_use_and_has_the_right_gradient(codebook):
+    tokens = codebook + 1e-3 * torch.randn_like(codebook)
+    assert usage_entropy(tokens, codebook, 0.1).item() == pytest.approx(math.log(37), abs=1e-3)
+    assert usage_entropy(tokens[:1].expand(20, -1), codebook, 0.1).item() == pytest.approx(0, abs=1e-3)
+    assert torch.autograd.gradcheck(lambda e: usage_entropy(tokens, e, 20.0), (codebook.requires_grad_(),))
