@@ -1,0 +1,1 @@
+"""What the frozen CLIP says of pictures and captions: computed once, kept on disk, read in slices."""
