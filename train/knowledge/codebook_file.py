@@ -1,0 +1,42 @@
+"""Codebook files: stage 1's product, `kbdm.codebook` safetensors, which stage 2 builds a knowledge base on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from kbdm_core.safetensors_file import read, tensor_sha256, write
+
+FORMAT = "kbdm.codebook"
+KEY = "codebook.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookFile:
+    """Codebook [K,C], float32; what it was trained on (`clip`: fingerprint, model, weights, space; {} for a features file) and its figures."""
+
+    codebook: Tensor
+    clip: dict
+    training: dict
+
+
+def save_codebook(path: Path, file: CodebookFile) -> None:
+    """Write a codebook, atomically."""
+    metadata = {"format": FORMAT, "format_version": "1", "codebook_sha256": tensor_sha256(file.codebook)}
+    write(path, {KEY: file.codebook}, metadata, {"clip": file.clip, "training": file.training})
+
+
+def load_codebook(path: Path) -> CodebookFile:
+    """Read a codebook. Raises FileFormatError for anything else."""
+    file = read(path, FORMAT)
+    codebook = file.tensor(KEY, (None, None)).float()
+    if not codebook.isfinite().all():
+        raise file.fail(f"tensor '{KEY}'", "finite numbers", "NaN or infinite ones")
+    if tensor_sha256(codebook) != file.metadata.get("codebook_sha256"):
+        raise file.fail(f"tensor '{KEY}'", f"values of SHA-256 {file.metadata.get('codebook_sha256')}", "others; the file is damaged")
+    tables = [file.config.get(key, {}) for key in ("clip", "training")]
+    if not all(isinstance(table, dict) for table in tables):
+        raise file.fail("config 'clip' and 'training'", "JSON objects", sorted(file.config))
+    return CodebookFile(codebook, *tables)

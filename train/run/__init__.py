@@ -1,0 +1,1 @@
+"""What every training run shares: recipe, loop, checkpoints, signals, journal."""
