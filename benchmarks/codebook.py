@@ -30,25 +30,21 @@ from testbed.real_photos import write_patches
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).parent / "out"
 BASE = "faiss 25"
+PAIRED = (BASE, "ours")  # run in every round; the others in the first --rounds-others
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 # The contenders. Each gets (features file, K, seed) and returns the codebook [K,C]; its libraries are imported before its clock starts.
 
 
-def faiss_25(features: Path, entries: int, seed: int, vectors_per_entry: int = 2**20) -> np.ndarray:
+def faiss_25(features: Path, entries: int, seed: int) -> np.ndarray:
     """Lloyd's algorithm from sampled vectors, 25 iterations, on all vectors."""
     import faiss
 
     data = np.load(features)
-    kmeans = faiss.Kmeans(data.shape[1], entries, niter=25, seed=1234 + seed, gpu=False, max_points_per_centroid=vectors_per_entry)
+    kmeans = faiss.Kmeans(data.shape[1], entries, niter=25, seed=1234 + seed, gpu=False, max_points_per_centroid=len(data))
     kmeans.train(data)
     return kmeans.centroids
-
-
-def faiss_default(features: Path, entries: int, seed: int) -> np.ndarray:
-    """As faiss comes: the same on at most 256 vectors per entry."""
-    return faiss_25(features, entries, seed, vectors_per_entry=256)
 
 
 def minibatch_kmeans(features: Path, entries: int, seed: int) -> np.ndarray:
@@ -113,7 +109,6 @@ class Contender:
 CONTENDERS = {
     "ours": Contender(None, ("train",), ""),
     BASE: Contender(faiss_25, ("faiss",), "faiss-cpu"),
-    "faiss default": Contender(faiss_default, ("faiss",), "faiss-cpu"),
     "MiniBatchKMeans": Contender(minibatch_kmeans, ("sklearn.cluster",), "scikit-learn"),
     "vector-quantize-pytorch": Contender(vector_quantize, ("torch", "vector_quantize_pytorch"), "vector-quantize-pytorch"),
     "paper": Contender(paper, ("torch", "torch._dynamo", "kbdm_core.codebook"), "torch"),  # torch.optim imports _dynamo at its first step
@@ -224,8 +219,8 @@ def sample(name: str, features: Path, entries: int, seed: int, threads: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "codebook.safetensors"
         own = name == "ours"
-        command = ["-m", "train", "codebook"] if own else ["-m", "benchmarks.codebook", "--contender", name, "--seed", str(seed)]
-        command += ["--features", str(features), "--entries", str(entries), "--output", str(output)]
+        command = ["-m", "train", "codebook", "--run.seed"] if own else ["-m", "benchmarks.codebook", "--contender", name, "--seed"]
+        command += [str(seed), "--features", str(features), "--entries", str(entries), "--output", str(output)]
         reported, seen = run([sys.executable, *command], features, threads)
         codebook = load_file(output)["codebook.weight"].astype(np.float32)
     if len(codebook) != entries:
@@ -235,13 +230,11 @@ def sample(name: str, features: Path, entries: int, seed: int, threads: int) -> 
     return Sample(*measure(codebook, data), reported["seconds"], seen["seconds"], seen["peak"], beyond, reported)
 
 
-def obstacle(name: str, count: int, entries: int) -> str | None:
+def obstacle(name: str) -> str | None:
     """Why a contender is not run, or None."""
     missing = [module for module in CONTENDERS[name].imports if find_spec(module.partition(".")[0]) is None]
     if missing:
         return f"not installed: pip install {CONTENDERS[name].pip}"
-    if name == "faiss default" and count <= 256 * entries:
-        return f"the same as {BASE}: it takes fewer vectors only from {256 * entries} on (256 per entry)"
     return None
 
 
@@ -298,7 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.codebook", description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="image patches, 768 numbers each (default 100000)")
     parser.add_argument("--entries", type=int, default=1024, help="codebook entries K (default 1024)")
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of faiss and ours (default 3)")
+    parser.add_argument("--rounds-others", type=int, default=1, help="rounds that also run the other contenders (default 1)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each contender (default: all cores)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS))
     one = parser.add_argument_group("one contender in this process, as the benchmark starts it")
@@ -310,21 +304,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.contender:
         fit_here(args.contender, args.features, args.entries, args.seed, args.output)
         return
-    compare(args.count, args.entries, args.rounds, args.threads, args.only)
+    compare(args.count, args.entries, args.rounds, args.rounds_others, args.threads, args.only)
 
 
-def compare(count: int, entries: int, rounds: int, threads: int, names: Sequence[str]) -> None:
+def compare(count: int, entries: int, rounds: int, rounds_others: int, threads: int, names: Sequence[str]) -> None:
     """Run the contenders, print the table and write benchmarks/out/codebook.json."""
     features = write_patches(ROOT / ".cache" / "photos" / f"patches-{count}.npy", count).resolve()
     data = np.load(features, mmap_mode="r")
     data_mb = data.nbytes / 1e6
     data.max()  # read once, so that the first contender finds it in the page cache as the others do
     print(f"{count} patches of real photos, {data.shape[1]} wide, K={entries}, {threads} threads, {rounds} rounds", flush=True)
-    obstacles = {name: obstacle(name, count, entries) for name in names}
+    obstacles = {name: obstacle(name) for name in names}
     samples: dict[str, list[Sample]] = {name: [] for name in names if not obstacles[name]}
     for index in range(rounds):
         for name in list(samples) if index % 2 == 0 else reversed(list(samples)):
-            if obstacles[name]:  # it failed in an earlier round
+            if obstacles[name] or (index >= rounds_others and name not in PAIRED):  # it failed, or has had its rounds
                 continue
             try:
                 samples[name].append(sample(name, features, entries, index, threads))

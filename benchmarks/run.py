@@ -1,4 +1,4 @@
-"""make bench: cost of one step of a full-size SD1.5 UNet with each part of the guidance, beside the unpatched one."""
+"""make bench: a query, the codebook beside other libraries, and the cost of one step of a full-size SD1.5 UNet with each part of the guidance, beside the unpatched one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks import query
+from benchmarks import codebook, query
 from benchmarks.variants import Step, build, own_callbacks
 
 OUT = Path(__file__).parent / "out"
@@ -61,6 +61,7 @@ def main() -> None:
     args = parser.parse_args()
 
     query.main()
+    codebook.main([])
     print(f"\nBuilding a full-size SD1.5 UNet with random weights, {args.size} px, {args.conds} cond(s), {torch.get_num_threads()} threads ...")
     variants, step = build(args.size), Step(args.size, args.conds)
     samples: dict[str, list[Sample]] = {name: [] for name in variants}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-NEAREST_CHUNK = 8192  # tokens a time: 32 MiB of float32 distances at K = 1024
+NEAREST_CHUNK = 4096  # tokens a time: 16 MiB of float32 distances at K = 1024
 
 
 @torch.no_grad()
@@ -41,12 +41,15 @@ def codebook_loss(z_q: Tensor, z_e: Tensor) -> Tensor:
     return nn.functional.mse_loss(z_q, z_e)
 
 
-def usage_entropy(z_e: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+def usage_entropy(z_e: Tensor, codebook: Tensor, temperature: float = 0.1) -> Tensor:
     """Entropy, in nats, of how z_e [P,C] uses the entries of the codebook [K,C]: 0 if all tokens want one entry, log K if all are used alike.
 
-    A token's soft choice is softmax(-||z_e - e_j||^2 / T), T in the units of a squared distance. Its negative, weighted, is the
-    optional term against collapse. Has a gradient on the codebook.
+    A token's soft choice is softmax(-d_j / (T mean_j d_j)), d_j how much further entry j is than the nearest one, in squared distance:
+    a choice that does not depend on the scale of tokens or entries. Its negative, weighted, is the optional term against collapse.
+    Has a gradient on the codebook.
     """
-    distances = torch.addmm(codebook.square().sum(-1), z_e, codebook.T, alpha=-2)  # [P, K], without ||z_e||^2, which a softmax ignores
-    usage = (-distances / temperature).softmax(-1).mean(0)  # [K]
+    distances = torch.addmm(codebook.square().sum(-1), z_e, codebook.T, alpha=-2)  # [P, K], without ||z_e||^2, the same for all j
+    further = distances - distances.amin(-1, keepdim=True)
+    scale = further.mean(-1, keepdim=True).clamp_min(1e-12)
+    usage = (-further / (temperature * scale)).softmax(-1).mean(0)  # [K]
     return -(usage * usage.clamp_min(1e-12).log()).sum()

@@ -26,7 +26,7 @@ def write_tiny_clip(folder: Path, seed: int = 0, custom_text: bool = False, **ch
     arguments = {key: value for key, value in config.items() if key != "custom_text"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
+        model = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments).half().float()  # hosts may keep it in float16
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESSING}, indent=1))
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")

@@ -69,8 +69,13 @@ def test_gradient_of_the_codebook_is_that_of_finite_differences(tokens, codebook
     assert torch.autograd.gradcheck(lambda e: codebook_loss(quantise(z_e, e)[0], z_e), (codebook.requires_grad_(),))
 
 
-def test_usage_entropy_tells_collapse_from_even_use_and_has_the_right_gradient(codebook):
-    tokens = codebook + 1e-3 * torch.randn_like(codebook)
-    assert usage_entropy(tokens, codebook, 0.1).item() == pytest.approx(math.log(37), abs=1e-3)
-    assert usage_entropy(tokens[:1].expand(20, -1), codebook, 0.1).item() == pytest.approx(0, abs=1e-3)
-    assert torch.autograd.gradcheck(lambda e: usage_entropy(tokens, e, 20.0), (codebook.requires_grad_(),))
+def test_usage_entropy_tells_collapse_from_even_use_at_any_scale(codebook):
+    for scale in (1e-3, 1.0, 1e3):
+        tokens = scale * codebook
+        assert usage_entropy(tokens, scale * codebook, 0.01).item() == pytest.approx(math.log(37), abs=1e-3)
+        assert usage_entropy(tokens[:1].expand(20, -1), scale * codebook, 0.01).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_usage_entropy_has_the_gradient_of_finite_differences(codebook):
+    tokens = codebook[:9] + 0.5 * torch.randn_like(codebook[:9])
+    assert torch.autograd.gradcheck(lambda e: usage_entropy(tokens, e, 0.5), (codebook.requires_grad_(),))

@@ -15,6 +15,7 @@ from testbed.host import import_host
 
 import_host()
 
+from testbed.host_clip import clip_l_layout, host_clip  # noqa: E402
 from testbed.pack import PACKAGE, load_node_module  # noqa: E402
 
 text_query = load_node_module("text_query")
@@ -124,18 +125,6 @@ def test_a_text_encoder_of_another_width_is_an_error(query, width):
         query(CountingClip(width), "a cat")
 
 
-def host_clip(state: dict[str, torch.Tensor]):
-    """ComfyUI's own SD1.5 text encoder with these weights (layout of CLIP-L files), in float32."""
-    import comfy.sd
-    import comfy.sd1_clip
-
-    target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
-    clip = comfy.sd.CLIP(target)
-    missing, unexpected = clip.load_sd(state)
-    assert not unexpected and set(missing) <= {"text_projection.weight", "logit_scale"}
-    return clip
-
-
 def test_brackets_of_a_phrase_are_text_to_the_host():
     import comfy.sd1_clip
 
@@ -167,32 +156,6 @@ def open_clip_text_tower():
             parameter.add_(torch.randn_like(parameter) * 0.1)
         parameter.copy_(parameter.half().float())
     return model, open_clip.get_tokenizer("ViT-L-14-quickgelu")
-
-
-def clip_l_layout(model) -> dict[str, torch.Tensor]:
-    """The text tower's weights under the names of CLIP-L files (transformers), with no text_projection."""
-    state = model.state_dict()
-    converted = {
-        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": state["positional_embedding"],
-        "text_model.final_layer_norm.weight": state["ln_final.weight"],
-        "text_model.final_layer_norm.bias": state["ln_final.bias"],
-    }
-    names = {
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "attn.out_proj": "self_attn.out_proj",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
-    for i in range(len(model.transformer.resblocks)):
-        theirs, ours = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
-        for kind in ("weight", "bias"):
-            for name, converted_name in names.items():
-                converted[f"{ours}.{converted_name}.{kind}"] = state[f"{theirs}.{name}.{kind}"]
-            for letter, part in zip("qkv", state[f"{theirs}.attn.in_proj_{kind}"].chunk(3)):
-                converted[f"{ours}.self_attn.{letter}_proj.{kind}"] = part
-    return converted
 
 
 @pytest.mark.slow

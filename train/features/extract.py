@@ -95,7 +95,7 @@ def extract_texts(
     keys = {text: hashlib.sha256(f"{clip.fingerprint} {store.dtype.name}\0{text}".encode("utf-8", "surrogatepass")).hexdigest() for text in texts}
     store.refresh()
     own = [text for text in list(keys)[rank::world] if keys[text] not in store]
-    with store.writer(str(rank)) as writer, tqdm(total=len(own), desc="captions", unit="captions", disable=rank != 0) as progress:
+    with store.writer(str(rank)) as writer, tqdm(total=len(own), desc="captions", unit="captions", disable=rank != 0 or not own) as progress:
         remaining = iter(own)
         while batch := list(islice(remaining, clip.table.batch)):
             check()

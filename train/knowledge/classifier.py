@@ -17,7 +17,7 @@ from train.knowledge.captions import Captions
 from train.knowledge.tokens import READ_TOKENS, TokenRows, read_items
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
-from train.run.order import Order, generator
+from train.run.order import Order, fingerprint, generator
 
 if TYPE_CHECKING:
     from train.knowledge.pictures import Pictures  # imports OpenCLIP, slowly
@@ -87,6 +87,7 @@ class ClassifierTraining:
     def __init__(self, run: Run, table: ClassifierTable, captions: Captions, a: Tensor, entries: int):
         self.run, self.table, self.captions, self.a = run, table, captions, a
         self.order = Order(len(a), table.batch, run.table.seed)
+        self.inputs = fingerprint(a, captions.of(range(len(a))))
         self.steps = max(table.least_steps, table.epochs * self.order.steps_per_epoch)
         torch.manual_seed(run.table.seed)
         classifier = CLASSIFIERS[table.kind](captions.z_t.shape[1], a.shape[1], entries, table.hidden)

@@ -15,9 +15,9 @@ from train.knowledge.kmeans import KMeans
 from train.knowledge.tokens import READ_TOKENS, TokenRows, read_items, sample_tokens
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
-from train.run.order import Order, generator
+from train.run.order import Order, fingerprint, generator
 
-JUDGED_TOKENS = 32768  # of the sample, on which start and result of the refinement are compared
+JUDGED_TOKENS = 16384  # of the sample, on which start and result of the refinement are compared
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class CodebookTable:
     """Iterations of k-means at most; it stops by itself when they gain little, mostly after 15 to 25."""
     kmeans_tokens: Annotated[int, Ge(0)] = 0
     """Tokens in the k-means sample, which is held in memory; 0 = 256 per entry."""
-    epochs: Annotated[int, Ge(0)] = 2
-    """Passes of AdamW over all tokens; 0 leaves the start as it is."""
+    epochs: Annotated[int, Ge(0)] = 1
+    """Passes of AdamW over all tokens; 0 leaves the start as it is. After k-means more than one hardly helps; other starts need 30."""
     batch_tokens: Annotated[int, Ge(1)] = 4096
     """Tokens per step, over all processes."""
     accumulate: Annotated[int, Ge(1)] = 1
@@ -51,17 +51,17 @@ class CodebookTable:
 class CodebookObjective(nn.Module):
     """The codebook as a trainable module: loss of a batch (Eq. 6), with the optional entropy term, and its entries' use."""
 
-    def __init__(self, start: Tensor, entropy_weight: float, temperature: float):
+    def __init__(self, start: Tensor, entropy_weight: float):
         super().__init__()
         self.weight = nn.Parameter(start.clone())  # [K, C]
-        self.entropy_weight, self.temperature = entropy_weight, temperature
+        self.entropy_weight = entropy_weight
 
     def forward(self, z_e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z_e [P,C] -> loss, its MSE part, and the number of tokens per entry [K]."""
         with torch.autocast(z_e.device.type, enabled=False):  # distances of half precision would confuse near entries
             z_q, indices = quantise(z_e, self.weight)
             mse = codebook_loss(z_q, z_e)
-            loss = mse - self.entropy_weight * usage_entropy(z_e, self.weight, self.temperature) if self.entropy_weight else mse
+            loss = mse - self.entropy_weight * usage_entropy(z_e, self.weight) if self.entropy_weight else mse
         return loss, mse.detach(), torch.bincount(indices, minlength=len(self.weight))
 
 
@@ -70,15 +70,16 @@ class Refinement:
 
     name = "codebook"
 
-    def __init__(self, run: Run, table: CodebookTable, rows: TokenRows, start: Tensor, temperature: float):
+    def __init__(self, run: Run, table: CodebookTable, rows: TokenRows, start: Tensor):
         self.run, self.table, self.rows = run, table, rows
         items, per_item, _ = rows.shape
         self.order = Order(items, max(1, round(table.batch_tokens / per_item)), run.table.seed)
         self.steps = table.epochs * self.order.steps_per_epoch
-        objective = CodebookObjective(start, table.entropy_weight, temperature).to(run.device)
+        objective = CodebookObjective(start, table.entropy_weight).to(run.device)
         optimiser = torch.optim.AdamW(objective.parameters(), table.learning_rate, weight_decay=table.weight_decay)
         self.optimisation = Optimisation(run, objective, optimiser, self.steps)
         self.used = torch.zeros(len(start), dtype=torch.int64, device=run.device)  # tokens per entry since the last revival [K]
+        self.inputs = fingerprint(start, torch.tensor(rows.shape))
 
     @property
     def codebook(self) -> Tensor:
@@ -130,14 +131,18 @@ class Refinement:
         self.used = state["used"].to(self.used)
 
 
-def train_codebook(run: Run, table: CodebookTable, rows: TokenRows) -> Tensor:
-    """Stage 1 as a whole: tokens [items,N,C] -> codebook [K,C], float32 on the CPU.
-
-    AdamW's result is taken only if its error is not above its start's. Raises KBDMError for too few tokens.
-    """
+def refuse_too_few(table: CodebookTable, rows: TokenRows) -> None:
+    """Raise KBDMError if there are fewer tokens than entries."""
     tokens = rows.shape[0] * rows.shape[1]
     if tokens < table.entries:
         raise KBDMError(f"{tokens} tokens cannot fill a codebook of {table.entries} entries; take more pictures, or set codebook.entries lower.")
+
+
+def train_codebook(run: Run, table: CodebookTable, rows: TokenRows) -> Tensor:
+    """Stage 1 as a whole: tokens [items,N,C] -> codebook [K,C], float32 on the CPU.
+
+    AdamW's result is taken only if its error is not above its start's.
+    """
     seed, device = run.table.seed, run.device if run.device.type == "cuda" else torch.device("cpu")  # float64 sums: not on every accelerator
     sample = sample_tokens(rows, table.kmeans_tokens or 256 * table.entries, seed, run.rank, run.world).to(device)
     start = run.first(lambda: _start(table, sample, seed).cpu()).to(device)
@@ -149,16 +154,13 @@ def train_codebook(run: Run, table: CodebookTable, rows: TokenRows) -> Tensor:
     judged = sample[:: -(-len(sample) // JUDGED_TOKENS)]
     error = float(run.sum(_error(judged, start))[0])
     if table.epochs:
-        temperature = error / max(1, len(judged) * run.world)  # a typical squared distance
-        refinement = Refinement(run, table, rows, start.to(run.device), temperature)
+        refinement = Refinement(run, table, rows, start.to(run.device))
         run.train(refinement)
         result = refinement.codebook.to(device)
         after = float(run.sum(_error(judged, result))[0])
-        run.say(f"codebook: AdamW changed the error by {100 * (after / max(error, 1e-30) - 1):+.2f} %")
-        if after <= error:
-            start = result
-        else:
-            run.say("codebook: that is no gain, so its start is kept. A lower codebook.learning_rate or more epochs may help.")
+        gain = f"codebook: AdamW changed the error of its start by {100 * (after / max(error, 1e-30) - 1):+.2f} %"
+        run.say(gain if after <= error else f"{gain}; the start is kept")
+        start = result if after <= error else start
     return start.float().cpu()
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kbdm_core.errors import FileFormatError
+from kbdm_core.knowledge_base import load_knowledge_base
 from kbdm_core.safetensors_file import read, tensor_sha256, write
 
 FORMAT = "kbdm.codebook"
@@ -15,7 +17,7 @@ KEY = "codebook.weight"
 
 @dataclass(frozen=True, eq=False)
 class CodebookFile:
-    """Codebook [K,C], float32; what it was trained on (`clip`: fingerprint, model, weights, space; {} for a features file) and its figures."""
+    """Codebook [K,C], float32; what it was trained on (`clip`: model, weights, space, fingerprint; {} for a features file) and its figures."""
 
     codebook: Tensor
     clip: dict
@@ -29,8 +31,19 @@ def save_codebook(path: Path, file: CodebookFile) -> None:
 
 
 def load_codebook(path: Path) -> CodebookFile:
-    """Read a codebook. Raises FileFormatError for anything else."""
-    file = read(path, FORMAT)
+    """Read a codebook, or the one of a knowledge base in float32. Raises FileFormatError for anything else."""
+    try:
+        file = read(path, FORMAT)
+    except FileFormatError as error:
+        try:
+            base = load_knowledge_base(path)
+        except FileFormatError:
+            raise error from None
+        if tensor_sha256(base.codebook) != base.codebook_sha256:
+            raise FileFormatError(f"{path.name}: its codebook has been rounded; adapters need the float32 one that was trained.") from None
+        source = base.source
+        clip = {"model": source.clip_model, "pretrained": source.clip_pretrained, "space": source.space}
+        return CodebookFile(base.codebook, clip, source.training.get("codebook", {}))
     codebook = file.tensor(KEY, (None, None)).float()
     if not codebook.isfinite().all():
         raise file.fail(f"tensor '{KEY}'", "finite numbers", "NaN or infinite ones")

@@ -18,11 +18,11 @@ from kbdm_core.safetensors_file import tensor_sha256
 from train.data.records import DataTable
 from train.features.table import ClipTable
 from train.knowledge.classifier import ClassifierTable, ClassifierTraining, entries_of, evaluate
-from train.knowledge.codebook import CodebookTable, codebook_figures, train_codebook
+from train.knowledge.codebook import CodebookTable, codebook_figures, refuse_too_few, train_codebook
 from train.knowledge.codebook_file import CodebookFile, load_codebook, save_codebook
 from train.knowledge.tokens import TokenRows, tokens_file
 from train.run.loop import Run, RunTable
-from train.run.recipe import Command, save_resolved
+from train.run.recipe import Command, refuse_other_recipe, save_resolved
 
 if TYPE_CHECKING:
     from train.knowledge.pictures import Pictures
@@ -49,7 +49,7 @@ class ClassifierCommand(Command):
     """Stage 2 alone: from a codebook, pictures and captions to a knowledge base."""
 
     codebook_file: Path | None = None
-    """A codebook that `codebook` has written."""
+    """A codebook that `codebook` has written, or a knowledge base whose codebook is to be kept: adapters then still fit."""
     output: Path = Path("knowledge_base.safetensors")
     """The file to write; ComfyUI finds it in models/kbdm_knowledge_bases/."""
     classifier: Annotated[ClassifierTable, arg(name="")] = ClassifierTable()
@@ -80,6 +80,8 @@ def codebook(recipe: CodebookCommand) -> None:
         else:
             pictures = _pictures(run, recipe.data, recipe.clip, recipe.held_out, with_phrases=False)
             rows, clip = pictures.train_rows, pictures.clip
+        refuse_too_few(recipe.codebook, rows)
+        _begin(run, recipe)
         found, figures = _codebook(run, recipe.codebook, rows)
         if run.dry:
             return
@@ -97,17 +99,17 @@ def classifier(recipe: ClassifierCommand) -> None:
     with _run(recipe) as run:
         file = load_codebook(recipe.codebook_file)
         pictures = _pictures(run, recipe.data, recipe.clip, recipe.classifier.held_out, recipe.classifier.phrase_share > 0)
-        for key in ("fingerprint", "space"):
-            if file.clip and file.clip.get(key) != pictures.clip[key]:
-                raise MismatchError(
-                    f"{recipe.codebook_file.name} was trained on tokens of {_named(file.clip)}, but [clip] is {_named(pictures.clip)} with "
-                    "other weights or another space; use the same [clip] for both stages."
-                )
+        if any(file.clip.get(key, value) != value for key, value in pictures.clip.items()):
+            raise MismatchError(
+                f"{recipe.codebook_file.name} was trained on tokens of {_named(file.clip)}, but [clip] is {_named(pictures.clip)} with "
+                "other weights or another space; use the same [clip] for both stages."
+            )
         if file.codebook.shape[1] != pictures.rows.shape[2]:
             raise MismatchError(
                 f"{recipe.codebook_file.name} has entries of width {file.codebook.shape[1]}, but {_named(pictures.clip)} gives tokens of "
                 f"width {pictures.rows.shape[2]}."
             )
+        _begin(run, recipe)
         _finish(run, recipe, pictures, file.codebook, file.training, start)
 
 
@@ -116,17 +118,23 @@ def knowledge_base(recipe: KnowledgeBaseCommand) -> None:
     start = time.monotonic()
     with _run(recipe) as run:
         pictures = _pictures(run, recipe.data, recipe.clip, recipe.classifier.held_out, recipe.classifier.phrase_share > 0)
+        refuse_too_few(recipe.codebook, pictures.train_rows)
+        _begin(run, recipe)
         found, figures = _codebook(run, recipe.codebook, pictures.train_rows)
         _finish(run, recipe, pictures, found, {**figures, "recipe": asdict(recipe.codebook)}, start)
 
 
 def _run(recipe: CodebookCommand | ClassifierCommand | KnowledgeBaseCommand) -> Run:
     folder = recipe.run.folder or recipe.output.with_suffix(".run")
-    run = Run(recipe.run, folder, recipe.dry_run)
-    if run.is_main and not recipe.dry_run:
-        save_resolved(recipe, folder)
-    run.accelerator.wait_for_everyone()
-    return run
+    if not recipe.dry_run:
+        refuse_other_recipe(recipe, folder)
+    return Run(recipe.run, folder, recipe.dry_run)
+
+
+def _begin(run: Run, recipe: CodebookCommand | ClassifierCommand | KnowledgeBaseCommand) -> None:
+    """The inputs are good: from here on the folder holds a run of this recipe."""
+    if run.is_main and not run.dry:
+        save_resolved(recipe, run.folder)
 
 
 def _pictures(run: Run, data: DataTable, clip: ClipTable, held_out: float, with_phrases: bool) -> Pictures:

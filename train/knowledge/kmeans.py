@@ -16,8 +16,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from kbdm_core.codebook import NEAREST_CHUNK
+from kbdm_core.codebook import NEAREST_CHUNK, nearest_entries
 from train.run.loop import Run
+from train.run.order import fingerprint
 
 GROUP = 16  # entries of a group at most
 NEAR = 24  # neighbours of an entry that its group's tokens are compared with
@@ -25,7 +26,7 @@ TURN = 4  # iterations between two moves of entries
 SPLIT_TOKENS = 512  # tokens of an entry, at most, from which its split is computed
 SPLIT_ITERATIONS = 3  # power iterations for the direction of a split
 PROTECTED = 3  # nearest neighbours of a removed entry, which inherit its tokens: they stay
-ENOUGH = 0.0025  # relative gain of a turn below which it stops
+ENOUGH = 0.003  # relative gain of a turn below which it stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ class KMeans:
         self.norms = torch.cat([part.float().square().sum(-1) for part in x.split(NEAREST_CHUNK)])  # [n]
         (self.tokens,) = run.sum(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device))
         self.last_turn, self.enough = float("inf"), False
+        self.inputs = fingerprint(start, self.norms)
 
     def finished(self) -> bool:
         return self.enough
@@ -113,7 +115,7 @@ class KMeans:
         nearest = torch.empty(len(self.x), dtype=torch.int64, device=entries.device)
         change = torch.zeros(entries.shape, dtype=torch.float64, device=entries.device)
         counts, errors, costs = torch.zeros(3, len(entries), dtype=torch.float64, device=entries.device)
-        for ids, near in self._all_pairs(entries) if before is None else self._near_pairs(entries, before.nearest):
+        for ids, near in self._near_pairs(entries, self._roughly_nearest(entries) if before is None else before.nearest):
             self.run.check_alone()
             x = self.x[ids].float()  # [p, C]
             distances = torch.addmm(squares[near], x, entries[near].T, alpha=-2)  # [p, m], without ||x||^2
@@ -136,10 +138,11 @@ class KMeans:
         self.run.sum(change, counts, errors, costs)
         return Assignment(nearest, change if before is None else before.sums + change, counts, errors, costs)
 
-    def _all_pairs(self, entries: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        everything = torch.arange(len(entries), device=entries.device)
-        for ids in torch.arange(len(self.x), device=entries.device).split(NEAREST_CHUNK):
-            yield ids, everything
+    def _roughly_nearest(self, entries: Tensor) -> Tensor:
+        """For each token the middle entry of the group whose middle is nearest [n]."""
+        groups = _groups(entries, torch.arange(len(entries), device=entries.device))
+        middles = torch.stack([group[(entries[group] - entries[group].mean(0)).square().sum(-1).argmin()] for group in groups])
+        return middles[nearest_entries(self.x, entries[middles])]
 
     def _near_pairs(self, entries: Tensor, nearest: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens [p] and the entries [m] to compare them with, group by group."""

@@ -14,12 +14,15 @@ STEP_DIGITS = 9
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `state`, a tree of dicts, lists, tensors, numbers and texts, as the checkpoint of `step`; then delete all but the newest `keep`."""
+    """Write `state`, a tree of dicts, lists, tensors, numbers and texts, as the checkpoint of `step`; then delete all but the newest `keep`.
+
+    What a process left that was killed while it wrote a checkpoint goes too.
+    """
     tensors: dict[str, Tensor] = {}
     tree = _take_tensors(state, "state", tensors)
     path = folder / f"step-{step:0{STEP_DIGITS}d}.safetensors"
     write(path, tensors, {"format": FORMAT, "format_version": "1"}, {"step": step, "tree": tree})
-    for old in checkpoints(folder)[:-keep]:
+    for old in [*checkpoints(folder)[:-keep], *folder.glob(".step-*.part")]:
         old.unlink()
     return path
 
@@ -37,13 +40,15 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         raise file.fail("config", "a step and a tree", sorted(file.config))
     try:
         return step, _put_tensors(tree, file.tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise file.fail("config 'tree'", "a tree that its tensors fit", repr(error)) from error
 
 
 def _take_tensors(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """The tree as JSON can hold it: dicts as lists of pairs (their keys may be numbers), tensors moved to `tensors` under their path."""
     if isinstance(node, Tensor):
+        while name in tensors:  # the keys "a.b" and "a", "b", or 1 and "1", make the same path
+            name += "'"
         tensors[name] = node.detach().clone()  # safetensors refuses tensors that share memory
         return {"tensor": name}
     if isinstance(node, dict):

@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+from torch.utils.tensorboard import SummaryWriter
+
 from train.files import write_text
 
 METRICS = "metrics.jsonl"
@@ -20,8 +22,6 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # imports slowly
-
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def rewind(self, stage: str, step: int) -> None:

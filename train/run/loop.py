@@ -16,8 +16,9 @@ from accelerate.utils import broadcast_object_list
 from annotated_types import Ge
 from tqdm import tqdm
 
+from kbdm_core.errors import KBDMError
 from train.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from train.run.journal import Journal
+from train.run.journal import METRICS, Journal
 from train.run.order import generator
 from train.run.signals import Interrupted, Signals
 
@@ -51,6 +52,8 @@ class Stage(Protocol):
 
     name: str
     steps: int
+    inputs: str
+    """A fingerprint of what it learns from."""
 
     def step(self, index: int) -> dict[str, float | torch.Tensor]:
         """Do step `index` (from 0) and tell its figures. If it raises Interrupted, `state` must still be that before the step."""
@@ -77,6 +80,8 @@ class Run:
 
     def __enter__(self) -> Run:
         self.signals.__enter__()
+        if self.is_main and not self.dry and not self.table.resume:
+            start_anew(self.folder)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -151,7 +156,8 @@ class Run:
                         figures = {name: float(value) / count for name, value in sums.items()}
                         sums, count = {}, 0
                         bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
-                        self.log(stage.name, index, figures)
+                        if self.journal is not None:
+                            self.journal.write(stage.name, index, figures)
                     (due,) = self._highest(int(time.monotonic() - saved_at >= self.table.checkpoint_seconds))
                     if due:
                         self._save(stage, folder, index)
@@ -162,27 +168,29 @@ class Run:
                     self._save(stage, folder, index)
         return None
 
-    def log(self, stage: str, step: int, figures: dict[str, float]) -> None:
-        """Write figures to the journal."""
+    def log(self, name: str, step: int, figures: dict[str, float]) -> None:
+        """Write figures that are told once a run to the journal, in the place of those that the run told before it was resumed."""
         if self.is_main and self.journal is not None:
-            self.journal.write(stage, step, figures)
+            self.journal.rewind(name, step - 1)
+            self.journal.write(name, step, figures)
 
     def _save(self, stage: Stage, folder: Path, index: int) -> None:
         state = stage.state()  # collective
         if self.is_main:
-            save_checkpoint(folder, index, state, self.table.keep)
+            save_checkpoint(folder, index, {"inputs": stage.inputs, "stage": state}, self.table.keep)
 
     def _resume(self, stage: Stage, folder: Path) -> int:
         """Load the newest checkpoint, which all processes read from the same file; 0 if there is none."""
-        path = self.first(lambda: next(reversed(checkpoints(folder)), None)) if self.table.resume else None
-        if path is None:
-            if self.is_main:
-                for old in checkpoints(folder):
-                    old.unlink()
-            index = 0
-        else:
+        path = self.first(lambda: next(reversed(checkpoints(folder)), None))
+        index = 0
+        if path is not None:
             index, state = load_checkpoint(path)
-            stage.load(state)
+            if self.first(lambda: state["inputs"] != stage.inputs):
+                raise KBDMError(
+                    f"{path} is a checkpoint of a run on other data: pictures, captions or features have changed since. Start anew with "
+                    "--run.no-resume, or choose another --run.folder."
+                )
+            stage.load(state["stage"])
             self.say(f"{stage.name}: going on from step {index} of {stage.steps} ({path})")
         if self.is_main:
             self.journal.rewind(stage.name, index)
@@ -198,6 +206,12 @@ class Run:
         if self.device.type == "cuda":
             memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory"
         self.say(f"{stage.name}: one step took {seconds:.2f} s ({shown}); {stage.steps} steps take about {duration(seconds * stage.steps)}; {memory}")
+
+
+def start_anew(folder: Path) -> None:
+    """Delete the journal and the checkpoints of all stages: none may be taken for one of the run that begins now."""
+    for old in [*(path for stage in folder.glob("*/") for path in checkpoints(stage)), folder / METRICS]:
+        old.unlink(missing_ok=True)
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from train.run.loop import Run

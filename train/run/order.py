@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,14 @@ def generator(*key: int) -> torch.Generator:
     for part in key:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A hash of the tensors' values: what a stage learns from, so that a checkpoint is not gone on with on other data."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

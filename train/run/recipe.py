@@ -60,20 +60,21 @@ def resolved(recipe: Command) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value != {}}
 
 
-def save_resolved(recipe: Command, folder: Path) -> None:
-    """Write the resolved recipe to folder/recipe.toml. If it stands there already, it must say the same, apart from [run].
-
-    Raises RecipeError that names the differences: a run must not go on under another recipe.
-    """
-    path, now = folder / RESOLVED, resolved(recipe)
+def refuse_other_recipe(recipe: Command, folder: Path) -> None:
+    """Raise RecipeError, naming the differences apart from [run], if the folder holds a run of another recipe that would be gone on with."""
+    path = folder / RESOLVED
     if path.exists() and recipe.run.resume:
-        differences = list(_differences(_read(path), now))
+        differences = _differences(_read(path), resolved(recipe))
         if differences:
             raise RecipeError(
                 f"{folder} holds a run of another recipe: {'; '.join(differences)}. Choose another --run.folder, or start anew in this "
                 "one with --run.no-resume."
             )
-    write_text(path, tomli_w.dumps(now))
+
+
+def save_resolved(recipe: Command, folder: Path) -> None:
+    """Write the resolved recipe to folder/recipe.toml: when a run begins, not before its inputs have been found good."""
+    write_text(folder / RESOLVED, tomli_w.dumps(resolved(recipe)))
 
 
 def _config_of(arguments: Sequence[str]) -> Path | None:
@@ -103,6 +104,8 @@ def _from_file(kind: type[Recipe], path: Path, table: Callable[[str], type]) -> 
         except KeyError:
             continue  # an unknown key, which the check below refuses
         _checked(foreign, content.pop(key), f"{path}, [{key}]")
+    if "output" not in own:  # recipes name it for the commands that write a file
+        content.pop("output", None)
     for key in ("config", "dry_run"):
         if key in content:
             raise RecipeError(f"{path}: '{key}' belongs on the command line, not into a recipe.")
