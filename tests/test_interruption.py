@@ -47,7 +47,7 @@ def data(tmp_path_factory) -> TinyData:
 def knowledge_base(data: TinyData, folder: Path, *more: object) -> list[object]:
     """The command for a whole knowledge base in folder/kb.safetensors, its features and its run beside it."""
     sizes = ["--codebook.entries", 32, "--codebook.batch-tokens", 128, "--codebook.epochs", 8, "--classifier.least-steps", 60]
-    sizes += ["--classifier.epochs", 1, "--classifier.held-out", 0.5, "--run.log-every", 1, "--run.no-tensorboard", "--run.device", "cpu"]
+    sizes += ["--classifier.epochs", 1, "--data.held-out", 0.5, "--run.log-every", 1, "--run.no-tensorboard", "--run.device", "cpu"]
     return ["knowledge-base", *data.arguments(folder / "cache"), *sizes, "--output", folder / "kb.safetensors", *more]
 
 

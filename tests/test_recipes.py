@@ -54,7 +54,7 @@ WRONG = {
     "list instead of a number": ("[codebook]\nentries = [64]", "codebook.entries: "),
     "text instead of a switch": ("[run]\nresume = 'perhaps'", "run.resume: "),
     "value below its range": ("[codebook]\nentries = 1", "(found 1)"),
-    "value above its range": ("[classifier]\nheld_out = 1.5", "(found 1.5)"),
+    "value above its range": ("[data]\nheld_out = 1.5", "(found 1.5)"),
     "value that is none of the choices": ("[data]\nformat = 'zip'", "data.format: Input should be 'folder', 'coco' or 'humansd' (found 'zip')"),
     "range that the table checks itself": ("[clip]\nbatch = 0", "batch is 0"),
     "dry run in a recipe": ("dry_run = true", "'dry_run' belongs on the command line"),
@@ -84,7 +84,7 @@ def test_a_recipe_that_is_no_file_is_told_in_one_line(tmp_path, capfd, name):
     assert said.count("\n") == 1 and str(tmp_path) in said
 
 
-@pytest.mark.parametrize("option", [["--codebook.entries", "1"], ["--classifier.held-out", "-0.1"], ["--run.keep=0"]])
+@pytest.mark.parametrize("option", [["--codebook.entries", "1"], ["--data.held-out", "-0.1"], ["--run.keep=0"]])
 def test_a_value_out_of_range_on_the_command_line_is_told_in_one_line(capfd, option):
     assert main(["knowledge-base", *option]) == 2
     said = capfd.readouterr().err

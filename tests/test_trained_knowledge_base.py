@@ -71,7 +71,7 @@ def test_the_reported_figures_are_those_of_the_file(trained, place):
     base = load_knowledge_base(trained)
     table = ClipTable(f"local-dir:{place / 'clip'}", "", cache=place / "cache")
     with Run(RunTable(tensorboard=False), place / "again") as run:
-        pictures = read_pictures(run, DataTable(place / "pictures"), table, 0.05, with_phrases=False)
+        pictures = read_pictures(run, DataTable(place / "pictures"), table, with_phrases=False)
     records = sorted((place / "pictures").glob("*.png"))
     right, error, count = 0, 0.0, 0
     model, tokenise = open_clip.create_model(table.model).eval(), open_clip.get_tokenizer(table.model)
@@ -204,4 +204,4 @@ def test_an_unusable_set_of_pictures_is_an_error(tmp_path):
     (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
     (tmp_path / "pictures" / "a.txt").write_text("a caption")
     with Run(RunTable(tensorboard=False), tmp_path / "run") as run, pytest.raises(KBDMError, match=r"none of the 1 pictures can be read.*a\.png"):
-        read_pictures(run, DataTable(tmp_path / "pictures"), ClipTable(name, "", cache=tmp_path / "cache"), 0.05, with_phrases=False)
+        read_pictures(run, DataTable(tmp_path / "pictures"), ClipTable(name, "", cache=tmp_path / "cache"), with_phrases=False)

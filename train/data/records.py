@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from PIL import Image
 
 from kbdm_core.keypoints import Pose
@@ -28,6 +29,8 @@ class DataTable:
     """folder: pictures with same-name .txt captions; coco: COCO or Human-Art JSON; humansd: HumanSD's mapping file with .npz poses."""
     annotations: tuple[Path, ...] = ()
     """coco: one or more JSON files (Human-Art's own, or COCO's captions_*.json and person_keypoints_*.json); humansd: the mapping file."""
+    held_out: Annotated[float, Interval(ge=0, lt=1)] = 0.05
+    """Share of the pictures that training never learns from, for its report. A picture that is there twice is on one side."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

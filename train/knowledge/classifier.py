@@ -53,8 +53,6 @@ class ClassifierTable:
     """How often "" stands for the caption: the answer to an empty prompt is then what is usual at each position."""
     standardise: bool = True
     """Learn from text embeddings of mean 0 and deviation 1 per channel, and fold that into the first layer at the end: it learns faster."""
-    held_out: Share = 0.05
-    """Share of the pictures that stages 1 and 2 never learn from, for the report. A picture that is there twice is on one side."""
 
 
 class ClassifierObjective(nn.Module):

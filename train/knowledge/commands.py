@@ -39,8 +39,6 @@ class CodebookCommand(Command):
     codebook: Annotated[CodebookTable, arg(name="")] = CodebookTable()
     data: DataTable = DataTable()
     clip: ClipTable = ClipTable()
-    held_out: float = ClassifierTable.held_out
-    """Share of the pictures to leave out, as in [classifier]."""
     run: RunTable = RunTable()
 
 
@@ -71,6 +69,9 @@ class KnowledgeBaseCommand(Command):
     run: RunTable = RunTable()
 
 
+KnowledgeCommand = CodebookCommand | ClassifierCommand | KnowledgeBaseCommand
+
+
 def codebook(recipe: CodebookCommand) -> None:
     """`python -m train codebook`."""
     start = time.monotonic()
@@ -78,7 +79,7 @@ def codebook(recipe: CodebookCommand) -> None:
         if recipe.features is not None:
             rows, clip = tokens_file(recipe.features), {}
         else:
-            pictures = _pictures(run, recipe.data, recipe.clip, recipe.held_out, with_phrases=False)
+            pictures = _pictures(run, recipe, with_phrases=False)
             rows, clip = pictures.train_rows, pictures.clip
         refuse_too_few(recipe.codebook, rows)
         _begin(run, recipe)
@@ -98,7 +99,7 @@ def classifier(recipe: ClassifierCommand) -> None:
     start = time.monotonic()
     with _run(recipe) as run:
         file = load_codebook(recipe.codebook_file)
-        pictures = _pictures(run, recipe.data, recipe.clip, recipe.classifier.held_out, recipe.classifier.phrase_share > 0)
+        pictures = _pictures(run, recipe, recipe.classifier.phrase_share > 0)
         if any(file.clip.get(key, value) != value for key, value in pictures.clip.items()):
             raise MismatchError(
                 f"{recipe.codebook_file.name} was trained on tokens of {_named(file.clip)}, but [clip] is {_named(pictures.clip)} with "
@@ -117,30 +118,30 @@ def knowledge_base(recipe: KnowledgeBaseCommand) -> None:
     """`python -m train knowledge-base`."""
     start = time.monotonic()
     with _run(recipe) as run:
-        pictures = _pictures(run, recipe.data, recipe.clip, recipe.classifier.held_out, recipe.classifier.phrase_share > 0)
+        pictures = _pictures(run, recipe, recipe.classifier.phrase_share > 0)
         refuse_too_few(recipe.codebook, pictures.train_rows)
         _begin(run, recipe)
         found, figures = _codebook(run, recipe.codebook, pictures.train_rows)
         _finish(run, recipe, pictures, found, {**figures, "recipe": asdict(recipe.codebook)}, start)
 
 
-def _run(recipe: CodebookCommand | ClassifierCommand | KnowledgeBaseCommand) -> Run:
+def _run(recipe: KnowledgeCommand) -> Run:
     folder = recipe.run.folder or recipe.output.with_suffix(".run")
     if not recipe.dry_run:
         refuse_other_recipe(recipe, folder)
     return Run(recipe.run, folder, recipe.dry_run)
 
 
-def _begin(run: Run, recipe: CodebookCommand | ClassifierCommand | KnowledgeBaseCommand) -> None:
+def _begin(run: Run, recipe: KnowledgeCommand) -> None:
     """The inputs are good: from here on the folder holds a run of this recipe."""
     if run.is_main and not run.dry:
         save_resolved(recipe, run.folder)
 
 
-def _pictures(run: Run, data: DataTable, clip: ClipTable, held_out: float, with_phrases: bool) -> Pictures:
+def _pictures(run: Run, recipe: KnowledgeCommand, with_phrases: bool) -> Pictures:
     from train.knowledge.pictures import read_pictures  # OpenCLIP imports slowly, and a features file needs none
 
-    return read_pictures(run, data, clip, held_out, with_phrases)
+    return read_pictures(run, recipe.data, recipe.clip, with_phrases)
 
 
 def _named(clip: dict) -> str:

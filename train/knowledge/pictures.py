@@ -41,7 +41,7 @@ class Pictures:
     grid: tuple[int, int]
 
 
-def read_pictures(run: Run, data: DataTable, table: ClipTable, held_out: float, with_phrases: bool) -> Pictures:
+def read_pictures(run: Run, data: DataTable, table: ClipTable, with_phrases: bool) -> Pictures:
     """Run the frozen CLIP over the data, as far as its features are not in the cache, and read them from there.
 
     Pictures that cannot be used are listed in problems.json in the run's folder. In a dry run a few pictures stand for all.
@@ -59,8 +59,8 @@ def read_pictures(run: Run, data: DataTable, table: ClipTable, held_out: float, 
             table = replace(table, cache=Path(stack.enter_context(tempfile.TemporaryDirectory())))
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.table.precision)
         clip = VisionTextCLIP(table, run.device, autocast)
-        pictures = _extracted(run, clip, dataset, held_out, with_phrases)
-        return _repeated(pictures, count, held_out) if run.dry else pictures
+        pictures = _extracted(run, clip, dataset, data.held_out, with_phrases)
+        return _repeated(pictures, count, data.held_out) if run.dry else pictures
 
 
 def _extracted(run: Run, clip: VisionTextCLIP, dataset: Dataset, held_out: float, with_phrases: bool) -> Pictures:
