@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-NEAREST_CHUNK = 4096  # tokens a time: 16 MiB of float32 distances at K = 1024
+NEAREST_CHUNK = 2048  # tokens a time: 8 MiB of float32 distances at K = 1024
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kbdm_core.knowledge_base import load_knowledge_base
-from testbed.training import last_step, left_over, metrics, product, run, run_two, start_two, until, write_tiny_data, write_tokens
+from testbed.training import last_step, left_over, metrics, product, run, run_two, start, start_two, until, write_tiny_data, write_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals and forks are POSIX")]
 
@@ -44,6 +44,8 @@ def test_adamw_from_the_same_start_gives_the_same_error_on_two_processes(tmp_pat
     """Without the k-means start, which finds another local optimum on each number of processes."""
     one, two = errors(tmp_path, 0, "--init", "uniform", "--no-revive", "--epochs", 4, "--learning-rate", 0.01)
     assert two == pytest.approx(one, rel=1e-4)
+    told = [[(line["mse"], line["used"]) for line in metrics(tmp_path / f"{name}0.run") if line["stage"] == "codebook"] for name in ("one", "two")]
+    assert len(told[0]) == len(told[1]) and told[1][:5] == [pytest.approx(each, rel=1e-4) for each in told[0][:5]]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def data(tmp_path_factory):
 
 
 def knowledge_base(data, folder):
-    sizes = ["--codebook.entries", 32, "--codebook.batch-tokens", 128, "--classifier.least-steps", 200, "--data.held-out", 0.2]
+    sizes = ["--codebook.entries", 32, "--codebook.batch-tokens", 128, "--classifier.least-steps", 100, "--data.held-out", 0.2]
     return ["knowledge-base", *data.arguments(folder / "cache"), *sizes, "--output", folder / "kb.safetensors", *CPU]
 
 
@@ -88,3 +90,5 @@ def test_both_processes_stop_together_and_go_on(data, tmp_path):
     again, expected = (product(each / "kb.safetensors")["tensors"] for each in (folder, whole))
     for name in expected:
         assert torch.equal(again[name], expected[name]), name
+    alone = start(knowledge_base(data, folder), folder / "log")
+    assert alone.status() == 2 and "on another number of processes" in alone.said

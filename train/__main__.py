@@ -48,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"train {name}: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"train {name}: stopped by {stop}; run the same command again to go on.", file=sys.stderr)
+        again = "the same command without --run.no-resume" if "--run.no-resume" in rest else "the same command again"
+        print(f"train {name}: stopped by {stop}; run {again} to go on.", file=sys.stderr)
         return 128 + stop.signum
     return 0
 

@@ -84,7 +84,7 @@ class ClassifierTraining:
 
     def __init__(self, run: Run, table: ClassifierTable, captions: Captions, a: Tensor, entries: int):
         self.run, self.table, self.captions, self.a = run, table, captions, a
-        self.order = Order(len(a), table.batch, run.table.seed)
+        self.order = Order(len(a), max(run.world, table.batch), run.table.seed)
         self.inputs = fingerprint(a, captions.of(range(len(a))))
         self.steps = max(table.least_steps, table.epochs * self.order.steps_per_epoch)
         torch.manual_seed(run.table.seed)
@@ -110,7 +110,7 @@ class ClassifierTraining:
         a = self.a[items].long().to(run.device)  # [B, N]
         parts = list(zip(z_t.chunk(table.accumulate), a.chunk(table.accumulate)))
         losses = [lambda part=part: self.optimisation.module(*part) for part in parts]
-        return {"loss": self.optimisation.step(index, losses, run.check_alone)}
+        return {"loss": self.optimisation.step(index, losses, run.check_alone, [len(z) for z, _ in parts])}
 
     def state(self) -> dict[str, Any]:
         return self.optimisation.state()

@@ -73,7 +73,7 @@ class Refinement:
     def __init__(self, run: Run, table: CodebookTable, rows: TokenRows, start: Tensor):
         self.run, self.table, self.rows = run, table, rows
         items, per_item, _ = rows.shape
-        self.order = Order(items, max(1, round(table.batch_tokens / per_item)), run.table.seed)
+        self.order = Order(items, max(run.world, round(table.batch_tokens / per_item)), run.table.seed)
         self.steps = table.epochs * self.order.steps_per_epoch
         objective = CodebookObjective(start, table.entropy_weight).to(run.device)
         optimiser = torch.optim.AdamW(objective.parameters(), table.learning_rate, weight_decay=table.weight_decay)
@@ -99,8 +99,9 @@ class Refinement:
             counts.add_(used)
             return loss
 
-        losses = [lambda part=part: loss_of(part) for part in z_e.chunk(self.table.accumulate)]
-        loss = self.optimisation.step(index, losses, self.run.check_alone)
+        parts = z_e.chunk(self.table.accumulate)
+        losses = [lambda part=part: loss_of(part) for part in parts]
+        loss = self.optimisation.step(index, losses, self.run.check_alone, [len(part) for part in parts])
         mse = torch.stack(mses).mean()
         self.run.sum(counts, mse)
         used = self.used + counts

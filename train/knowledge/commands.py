@@ -134,6 +134,7 @@ def _run(recipe: KnowledgeCommand) -> Run:
 
 def _begin(run: Run, recipe: KnowledgeCommand) -> None:
     """The inputs are good: from here on the folder holds a run of this recipe."""
+    run.begin()
     if run.is_main and not run.dry:
         save_resolved(recipe, run.folder)
 

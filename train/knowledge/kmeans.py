@@ -63,7 +63,9 @@ class KMeans:
         self.run, self.x, self.steps = run, x, steps
         self.entries = start
         self.assignment: Assignment | None = None
-        self.norms = torch.cat([part.float().square().sum(-1) for part in x.split(NEAREST_CHUNK)])  # [n]
+        self.norms = torch.empty(len(x), device=x.device)  # [n]
+        for norms, part in zip(self.norms.split(NEAREST_CHUNK), x.split(NEAREST_CHUNK)):
+            norms.copy_(part.float().square().sum(-1))
         (self.tokens,) = run.sum(torch.tensor(float(len(x)), dtype=torch.float64, device=x.device))
         self.last_turn, self.enough = float("inf"), False
         self.inputs = fingerprint(start, self.norms)
@@ -105,9 +107,8 @@ class KMeans:
 
         self.entries = here(state["entries"])
         self.last_turn, self.enough = state["last_turn"], state["enough"]
-        if len(state["nearest"]) == self.run.world:  # else the sample is shared out otherwise, and the next step assigns anew
-            nearest = here(state["nearest"][self.run.rank]).long()
-            self.assignment = Assignment(nearest, here(state["sums"]), here(state["counts"]), here(state["errors"]), here(state["costs"]))
+        nearest = here(state["nearest"][self.run.rank]).long()
+        self.assignment = Assignment(nearest, here(state["sums"]), here(state["counts"]), here(state["errors"]), here(state["costs"]))
 
     def _assign(self, entries: Tensor, before: Assignment | None, with_costs: bool) -> Assignment:
         """Each token to its nearest entry: of all, or, where there is an assignment, of those near its old one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from kbdm_core.errors import KBDMError
 from train.run.order import generator
 
-READ_TOKENS = 4096  # tokens read at a time: 13 MB of 768 float32 numbers each
+READ_TOKENS = 2048  # tokens read at a time: 6 MB of 768 float32 numbers each
 TOKENS_PER_ITEM = 32  # of a sample at least: an item is read as a whole
 
 

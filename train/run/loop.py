@@ -77,11 +77,10 @@ class Run:
         self.device = self.accelerator.device
         self.signals = Signals()
         self.journal: Journal | None = None
+        self._begun = dry
 
     def __enter__(self) -> Run:
         self.signals.__enter__()
-        if self.is_main and not self.dry and not self.table.resume:
-            start_anew(self.folder)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -102,6 +101,16 @@ class Run:
     def bar(self, total: int, name: str, unit: str = "step", initial: int = 0) -> tqdm:
         """A progress bar with ETA, on the main process."""
         return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not self.is_main, dynamic_ncols=True, file=sys.stderr)
+
+    def begin(self) -> None:
+        """Start anew if [run] says so, and open the journal. To be called once the inputs are known to be good; `train` does it at the latest."""
+        if not self._begun:
+            self._begun = True
+            if self.is_main:
+                if not self.table.resume:
+                    start_anew(self.folder)
+                self.journal = Journal(self.folder, self.table.tensorboard)
+            self.accelerator.wait_for_everyone()
 
     def check(self) -> None:
         """Raise Interrupted in all processes if any has been asked to stop. All processes must call it together."""
@@ -137,8 +146,7 @@ class Run:
         """Take the stage to its end from where its newest checkpoint left it. Raises Interrupted after saving the last whole step."""
         if self.dry:
             return self._try(stage)
-        if self.is_main and self.journal is None:
-            self.journal = Journal(self.folder, self.table.tensorboard)
+        self.begin()
         folder = self.folder / stage.name
         index = self._resume(stage, folder)
         saved, saved_at, sums, count = index, time.monotonic(), {}, 0
@@ -187,8 +195,8 @@ class Run:
             index, state = load_checkpoint(path)
             if self.first(lambda: state["inputs"] != stage.inputs):
                 raise KBDMError(
-                    f"{path} is a checkpoint of a run on other data: pictures, captions or features have changed since. Start anew with "
-                    "--run.no-resume, or choose another --run.folder."
+                    f"{path} is a checkpoint of a run on other data (pictures, captions or features have changed since) or on another number of "
+                    "processes. Start anew with --run.no-resume, or choose another --run.folder."
                 )
             stage.load(state["stage"])
             self.say(f"{stage.name}: going on from step {index} of {stage.steps} ({path})")

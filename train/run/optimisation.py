@@ -47,16 +47,20 @@ class Optimisation:
         """The module itself, unwrapped."""
         return self.run.accelerator.unwrap_model(self.module)
 
-    def step(self, index: int, losses: Sequence[Callable[[], Tensor]], check: Callable[[], None]) -> Tensor:
-        """Mean of the micro-steps' losses, one after the other, and one update -> the loss, detached. `check` is called before each."""
+    def step(self, index: int, losses: Sequence[Callable[[], Tensor]], check: Callable[[], None], sizes: Sequence[int] = ()) -> Tensor:
+        """One update by the mean of the micro-steps' losses, computed one after the other -> the loss, detached.
+
+        `sizes` are the micro-steps' numbers of examples, by which their losses weigh; all alike if left out. `check` is called before each.
+        """
         accelerator = self.run.accelerator
+        shares = [size / sum(sizes) for size in sizes] or [1 / len(losses)] * len(losses)
         self.optimiser.zero_grad()
         total = 0.0
-        for number, compute in enumerate(losses, 1):
+        for number, (compute, share) in enumerate(zip(losses, shares), 1):
             check()
             with accelerator.no_sync(self.module) if number < len(losses) else nullcontext():
                 with accelerator.autocast():
-                    loss = compute() / len(losses)
+                    loss = compute() * share
                 accelerator.backward(loss)
             total = total + loss.detach()
         if self.clip:

@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 RESOLVED = "recipe.toml"
+DECISIVE = ("seed", "precision")  # keys of [run] that a run must not change when it goes on
 
 
 class RecipeError(KBDMError):
@@ -61,7 +62,7 @@ def resolved(recipe: Command) -> dict[str, Any]:
 
 
 def refuse_other_recipe(recipe: Command, folder: Path) -> None:
-    """Raise RecipeError, naming the differences apart from [run], if the folder holds a run of another recipe that would be gone on with."""
+    """Raise RecipeError, naming the differences, if the folder holds a run of another recipe that would be gone on with."""
     path = folder / RESOLVED
     if path.exists() and recipe.run.resume:
         differences = _differences(_read(path), resolved(recipe))
@@ -137,7 +138,7 @@ def _refuse_unknown_keys(kind: type) -> None:
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key in sorted(before.keys() | now.keys()):
-        if not prefix and key == "run":
+        if prefix == "run." and key not in DECISIVE:
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
