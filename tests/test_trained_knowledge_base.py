@@ -114,7 +114,7 @@ def test_a_run_is_not_gone_on_with_on_other_data(trained, place, tmp_path, capsy
     assert main(arguments(place, "knowledge-base", "unused", *more)) == 0
     (pictures / "00000.txt").write_text("another caption")
     assert main(arguments(place, "knowledge-base", "unused", *more)) == 2
-    assert "other data: pictures, captions or features have changed since" in capsys.readouterr().err
+    assert "other data (pictures, captions or features have changed since)" in capsys.readouterr().err
     assert main(arguments(place, "knowledge-base", "unused", *more, "--run.no-resume")) == 0
 
 
