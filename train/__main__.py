@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from kbdm_core.errors import KBDMError
 
 STAGES = "train.knowledge.commands"
+MINI = "train.mini.commands"
 COMMANDS = {  # name: module, dataclass, function, what it does
     "knowledge-base": (STAGES, "KnowledgeBaseCommand", "knowledge_base", "pictures and captions -> a knowledge base for ComfyUI"),
     "codebook": (STAGES, "CodebookCommand", "codebook", "stage 1 alone: pictures, or a .npy file of tokens -> a codebook"),
     "classifier": (STAGES, "ClassifierCommand", "classifier", "stage 2 alone: a codebook, pictures and captions -> a knowledge base"),
     "validate-data": ("train.data.commands", "ValidateDataCommand", "validate_data", "list all pictures, captions and poses that cannot be used"),
+    "mini autoencoder": (MINI, "AutoencoderCommand", "autoencoder", "the miniature's autoencoder, from drawn scenes"),
+    "mini clip": (MINI, "ClipCommand", "clip", "the miniature's CLIP, from drawn scenes and their captions"),
     "inspect": ("train.inspection", "InspectCommand", "inspect", "tell what a file is"),
 }
 TABLES = {  # the tables that recipes may hold: module, dataclass
@@ -21,6 +24,9 @@ TABLES = {  # the tables that recipes may hold: module, dataclass
     "clip": ("train.features.table", "ClipTable"),
     "codebook": ("train.knowledge.codebook", "CodebookTable"),
     "classifier": ("train.knowledge.classifier", "ClassifierTable"),
+    "world": ("train.mini.scenes", "WorldTable"),
+    "autoencoder": ("train.mini.autoencoder", "AutoencoderTable"),
+    "mini_clip": ("train.mini.clip", "MiniClipTable"),
     "run": ("train.run.loop", "RunTable"),
 }
 
@@ -33,9 +39,10 @@ def table(name: str) -> type:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command -> exit status: 0, 2 for what a person must put right, 130 or 143 for a run that was stopped and can go on."""
-    if not arguments or arguments[0] not in COMMANDS:
-        return _list_commands(arguments)
-    name, *rest = arguments
+    words = 2 if arguments[:1] == ["mini"] else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name not in COMMANDS:
+        return _list_commands(name)
     module_name, kind, function, what = COMMANDS[name]
     module = importlib.import_module(module_name)
     from train.run.recipe import parse_recipe
@@ -54,10 +61,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _list_commands(arguments: Sequence[str]) -> int:
-    asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    if arguments and not asked:
-        print(f"train: there is no command '{arguments[0]}'.", file=sys.stderr)
+def _list_commands(name: str) -> int:
+    asked = name.split(" ")[-1] in ("-h", "--help")
+    if name and not asked:
+        print(f"train: there is no command '{name}'.", file=sys.stderr)
     lines = [f"  {name:16s} {what}" for name, (*_, what) in COMMANDS.items()]
     text = "\n".join([__doc__, "", *lines, "", "python -m train COMMAND --help explains every option; train/recipes/ holds a recipe for each use."])
     print(text, file=sys.stdout if asked else sys.stderr)
