@@ -24,7 +24,8 @@ from testbed.sample_data import (
     write_humansd,
     write_picture,
 )
-from train.data.records import DataError, Dataset, DataTable, Record, load_image, open_dataset
+from train.data.records import DataError, Dataset, DataTable, Record, load_image
+from train.data.sources import open_dataset
 
 
 def open_folder(root: Path) -> Dataset:

@@ -27,7 +27,8 @@ from testbed.sample_data import (
     write_humansd_pose,
     write_picture,
 )
-from train.data.records import DataTable, load_image, open_dataset
+from train.data.records import DataTable, load_image
+from train.data.sources import open_dataset
 from train.data.validate import Report, validate
 
 SEED = 20_240_607

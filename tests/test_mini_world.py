@@ -14,7 +14,8 @@ import pytest
 from kbdm_core.errors import KBDMError
 from kbdm_core.keypoints import Person, parse_pose_json
 from testbed.real_poses import real_coco_text
-from train.data.records import DataTable, load_image, open_dataset
+from train.data.records import DataTable, load_image
+from train.data.sources import open_dataset
 from train.mini.world import captions
 from train.mini.world.chance import Chance
 from train.mini.world.dataset import ANNOTATIONS, SPLITS, example, split_seed, write_folder

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from testbed.sample_data import SIZE, body, openpose_json, picture, write_picture
-from train.data.records import DataError, DataTable, Record, load_image, open_dataset
+from train.data.records import DataError, DataTable, Record, load_image
+from train.data.sources import open_dataset
 
 
 def image_record(path: Path) -> Record:

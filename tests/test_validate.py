@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from testbed.sample_data import body, openpose_json, write_captioned, write_folder
-from train.data.records import PROBLEM_KINDS, DataTable, open_dataset
+from train.data.records import PROBLEM_KINDS, DataTable
+from train.data.sources import open_dataset
 from train.data.validate import validate
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from train.data.records import DataTable, open_dataset
+from train.data.records import DataTable
+from train.data.sources import open_dataset
 from train.data.validate import validate
 from train.run.recipe import Command
 from train.run.signals import Signals

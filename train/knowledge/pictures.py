@@ -14,7 +14,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from kbdm_core.errors import KBDMError
-from train.data.records import Dataset, DataTable, open_dataset
+from train.data.records import Dataset, DataTable
+from train.data.sources import open_dataset
 from train.data.validate import report_of, save_report
 from train.features.clip import VisionTextCLIP
 from train.features.extract import extract_texts, extract_tokens, text_store, token_store
