@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from train.__main__ import main
 from train.features.clip import VisionTextCLIP
 from train.features.table import ClipTable
+from train.mini import unet
 from train.mini.autoencoder import CONFIG, SCALE, edge_error, folded
 from train.mini.scenes import WorldTable, as_batch, captions, rendered
 from train.mini.world.render import render
@@ -93,6 +94,10 @@ def test_the_commands_train_and_write_files_that_others_load(cache, tmp_path, ca
     clip = VisionTextCLIP(ClipTable(f"local-dir:{tmp_path / 'clip'}", ""))
     assert (clip.grid, clip.width) == ((8, 8), 128)
     assert clip.texts(["a woman in a park"]).shape == (1, 128)
+    made = [f"--autoencoder-file={tmp_path / 'autoencoder.safetensors'}", f"--clip-folder={tmp_path / 'clip'}"]
+    assert main(["mini", "unet", "--steps=1", "--batch=2", f"--output={tmp_path / 'unet.safetensors'}", *made, *shared]) == 0
+    tensors = load_file(tmp_path / "unet.safetensors")
+    UNet2DConditionModel(**unet.CONFIG).load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
 
 
 def test_an_unknown_command_is_told(capsys):

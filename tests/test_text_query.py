@@ -15,8 +15,9 @@ from testbed.host import import_host
 
 import_host()
 
-from testbed.host_clip import clip_l_layout, host_clip  # noqa: E402
+from testbed.host_clip import host_clip  # noqa: E402
 from testbed.pack import PACKAGE, load_node_module  # noqa: E402
+from train.mini.text_tower import clip_l_layout  # noqa: E402
 
 text_query = load_node_module("text_query")
 knowledge_base_node = load_node_module("knowledge_base")

@@ -17,6 +17,7 @@ COMMANDS = {  # name: module, dataclass, function, what it does
     "validate-data": ("train.data.commands", "ValidateDataCommand", "validate_data", "list all pictures, captions and poses that cannot be used"),
     "mini autoencoder": (MINI, "AutoencoderCommand", "autoencoder", "the miniature's autoencoder, from drawn scenes"),
     "mini clip": (MINI, "ClipCommand", "clip", "the miniature's CLIP, from drawn scenes and their captions"),
+    "mini unet": (MINI, "UNetCommand", "unet", "the miniature's UNet, from drawn scenes, the autoencoder and the CLIP"),
     "inspect": ("train.inspection", "InspectCommand", "inspect", "tell what a file is"),
 }
 TABLES = {  # the tables that recipes may hold: module, dataclass
@@ -27,6 +28,7 @@ TABLES = {  # the tables that recipes may hold: module, dataclass
     "world": ("train.mini.scenes", "WorldTable"),
     "autoencoder": ("train.mini.autoencoder", "AutoencoderTable"),
     "mini_clip": ("train.mini.clip", "MiniClipTable"),
+    "unet": ("train.mini.unet", "UNetTable"),
     "run": ("train.run.loop", "RunTable"),
 }
 

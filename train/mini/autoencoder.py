@@ -13,11 +13,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kbdm_core.safetensors_file import read, write
 from train.mini.scenes import as_batch
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
 from train.run.order import Order, fingerprint, generator
 
+FORMAT = "kbdm.mini_autoencoder"
 SCALE = 0.18215  # SD1.5's factor from latents to what the UNet sees, fixed in its hosts
 CONFIG = {
     "block_out_channels": (32, 32, 64, 128),
@@ -138,9 +140,16 @@ def folded(autoencoder: AutoencoderKL, pictures: np.ndarray, count: int = 512) -
     return autoencoder, deviation
 
 
+def load_autoencoder(path: Path) -> AutoencoderKL:
+    """Read an autoencoder that `save_autoencoder` wrote, in float32, frozen. Raises FileFormatError for another file."""
+    file = read(path, FORMAT)
+    autoencoder = AutoencoderKL(**CONFIG)
+    tensors = {key: file.tensor(key, tuple(value.shape)).float() for key, value in autoencoder.state_dict().items()}
+    autoencoder.load_state_dict(tensors)
+    return autoencoder.eval().requires_grad_(False)
+
+
 def save_autoencoder(path: Path, autoencoder: AutoencoderKL, training: dict) -> None:
     """Write the autoencoder in float16, in diffusers' layout, which ComfyUI reads as well."""
-    from kbdm_core.safetensors_file import write
-
     tensors = {key: value.half() for key, value in autoencoder.state_dict().items()}
-    write(path, tensors, {"format": "kbdm.mini_autoencoder", "format_version": "1"}, {"config": CONFIG, "training": training})
+    write(path, tensors, {"format": FORMAT, "format_version": "1"}, {"config": CONFIG, "training": training})

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import open_clip
 from tyro.conf import arg
 
-from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, save_autoencoder
+from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
 from train.mini.clip import ClipTraining, MiniClipTable, save_clip, tokenised
 from train.mini.scenes import WorldTable, captions, rendered
+from train.mini.text_tower import filled_up, text_model
+from train.mini.unet import UNetTable, UNetTraining, save_unet, scaled_latents
 from train.run.loop import Run, RunTable
 from train.run.recipe import Command, refuse_other_recipe, resolved, save_resolved
 
@@ -40,6 +43,24 @@ class ClipCommand(Command):
     run: RunTable = RunTable()
 
 
+@dataclass(frozen=True)
+class UNetCommand(Command):
+    """The miniature's UNet, from drawn scenes, their captions, the autoencoder and the CLIP."""
+
+    output: Path = ASSETS / "unet.safetensors"
+    """The file to write."""
+    autoencoder_file: Path = ASSETS / "autoencoder.safetensors"
+    """What `mini autoencoder` has written."""
+    clip_folder: Path = ASSETS / "clip"
+    """What `mini clip` has written."""
+    unet: Annotated[UNetTable, arg(name="")] = UNetTable()
+    world: WorldTable = WorldTable()
+    run: RunTable = RunTable()
+
+
+MiniCommand = AutoencoderCommand | ClipCommand | UNetCommand
+
+
 def autoencoder(recipe: AutoencoderCommand) -> None:
     """`python -m train mini autoencoder`."""
     with _run(recipe) as run:
@@ -65,14 +86,30 @@ def clip(recipe: ClipCommand) -> None:
             print(json.dumps({"output": str(recipe.output)}))
 
 
-def _run(recipe: AutoencoderCommand | ClipCommand) -> Run:
+def unet(recipe: UNetCommand) -> None:
+    """`python -m train mini unet`."""
+    with _run(recipe) as run:
+        frozen = load_autoencoder(recipe.autoencoder_file)
+        tower = open_clip.create_model(f"local-dir:{recipe.clip_folder}").eval()
+        pictures = rendered(recipe.world, run.signals.check)
+        latents = scaled_latents(frozen, pictures[:64] if run.dry else pictures, run.signals.check)
+        _begin(run, recipe)
+        tokens, empty = filled_up(tokenised(captions(recipe.world))), filled_up(tokenised([""]))[0]
+        stage = UNetTraining(run, recipe.unet, latents, tokens, empty, text_model(tower))
+        run.train(stage)
+        if run.is_main and not run.dry:
+            save_unet(recipe.output, stage.average.module, resolved(recipe))
+            print(json.dumps({"output": str(recipe.output)}))
+
+
+def _run(recipe: MiniCommand) -> Run:
     folder = recipe.run.folder or recipe.output.with_suffix(".run")
     if not recipe.dry_run:
         refuse_other_recipe(recipe, folder)
     return Run(recipe.run, folder, recipe.dry_run)
 
 
-def _begin(run: Run, recipe: AutoencoderCommand | ClipCommand) -> None:
+def _begin(run: Run, recipe: MiniCommand) -> None:
     run.begin()
     if run.is_main and not run.dry:
         save_resolved(recipe, run.folder)

@@ -1,0 +1,133 @@
+"""The miniature's UNet: SD1.5's topology at small width, trained to draw Mini-Human from captions (DDPM, min-SNR)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from kbdm_core.safetensors_file import write
+from train.mini.autoencoder import SCALE
+from train.mini.scenes import as_batch
+from train.run.loop import Run
+from train.run.optimisation import Optimisation
+from train.run.order import Order, fingerprint, generator
+
+FORMAT = "kbdm.mini_unet"
+CONFIG = {
+    "sample_size": 16,
+    "block_out_channels": (64, 64, 96, 96),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,  # diffusers' name for SD1.5's eight heads
+    "cross_attention_dim": 128,
+}
+NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SD1.5's
+
+
+@dataclass(frozen=True)
+class UNetTable:
+    """[unet]: the miniature's UNet, 6.8 M weights."""
+
+    steps: Annotated[int, Ge(1)] = 12000
+    """Optimiser steps."""
+    batch: Annotated[int, Ge(1)] = 32
+    """Pictures per step."""
+    learning_rate: Annotated[float, Ge(0)] = 5e-4
+    """Of AdamW, falling to 0 along half a cosine."""
+    warmup: Annotated[int, Ge(0)] = 200
+    """Steps in which the learning rate rises to its full value."""
+    empty_share: Annotated[float, Ge(0), Le(1)] = 0.1
+    """How often "" stands for the caption, so that the guidance scale works."""
+    snr: Annotated[float, Ge(0)] = 5.0
+    """Min-SNR weighting: a step's loss weighs min(SNR, this) / SNR; 0 = all alike."""
+    ema: Annotated[float, Ge(0), Le(1)] = 0.999
+    """Decay of the running average of the weights, which is the result."""
+
+
+class UNetObjective(nn.Module):
+    """Eq. 1 on noisy latents: the UNet with its weighted noise prediction error."""
+
+    def __init__(self, snr: float):
+        super().__init__()
+        self.unet = UNet2DConditionModel(**CONFIG)
+        self.noise, self.snr = DDPMScheduler(**NOISE), snr
+
+    def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        """latents, noise [B,4,h,w], timesteps int64 [B], states [B,77,C] -> scalar."""
+        noisy = self.noise.add_noise(latents, noise, timesteps)
+        error = (self.unet(noisy, timesteps, states).sample.float() - noise).square().mean((1, 2, 3))  # [B]
+        if self.snr:
+            snr = compute_snr(self.noise, timesteps)
+            error = error * snr.clamp(max=self.snr) / snr
+        return error.mean()
+
+
+class UNetTraining:
+    """Stage `unet`. latents: float16 [2 scenes,4,h,w], the mirrored scenes after the others; tokens [scenes,77], `empty` [77] those of ""."""
+
+    name = "unet"
+
+    def __init__(self, run: Run, table: UNetTable, latents: Tensor, tokens: Tensor, empty: Tensor, text: nn.Module):
+        self.run, self.table, self.latents, self.tokens, self.empty, self.steps = run, table, latents, tokens, empty, table.steps
+        self.text = text.to(run.device)
+        self.order = Order(len(latents), max(run.world, table.batch), run.table.seed)
+        self.inputs = fingerprint(latents[:: max(1, len(latents) // 512)], tokens)
+        torch.manual_seed(run.table.seed)
+        objective = UNetObjective(table.snr).to(run.device)
+        optimiser = torch.optim.AdamW(objective.parameters(), table.learning_rate, weight_decay=0.01)
+        self.optimisation = Optimisation(run, objective, optimiser, table.steps, table.warmup, clip=1.0)
+        self.average = AveragedModel(self.optimisation.plain.unet, multi_avg_fn=get_ema_multi_avg_fn(table.ema))
+
+    def finished(self) -> bool:
+        return False
+
+    def step(self, index: int) -> dict[str, float | Tensor]:
+        run = self.run
+        random = generator(run.table.seed, 8, index, run.rank)
+        items = self.order.step(index, run.rank, run.world)
+        latents = self.latents[items].float()  # [B, 4, h, w]
+        dropped = torch.rand(len(items), 1, generator=random) < self.table.empty_share
+        tokens = torch.where(dropped, self.empty, self.tokens[items % len(self.tokens)])
+        noise = torch.randn(latents.shape, generator=random)
+        timesteps = torch.randint(NOISE["num_train_timesteps"], (len(items),), generator=random)
+        with torch.no_grad():
+            states = self.text(tokens.to(run.device)).last_hidden_state  # [B, 77, C]
+        inputs = [value.to(run.device) for value in (latents, noise, timesteps)]
+        loss = self.optimisation.step(index, [lambda: self.optimisation.module(*inputs, states)], run.check_alone)
+        self.average.update_parameters(self.optimisation.plain.unet)
+        return {"loss": loss}
+
+    def state(self) -> dict[str, Any]:
+        return {**self.optimisation.state(), "average": self.average.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.optimisation.load(state)
+        self.average.load_state_dict(state["average"])
+
+
+def save_unet(path: Path, unet: UNet2DConditionModel, training: dict) -> None:
+    """Write the UNet in float16, in diffusers' layout."""
+    tensors = {key: value.half() for key, value in unet.state_dict().items()}
+    write(path, tensors, {"format": FORMAT, "format_version": "1"}, {"config": CONFIG, "training": training})
+
+
+@torch.no_grad()
+def scaled_latents(autoencoder: AutoencoderKL, pictures: np.ndarray, check: Callable[[], None], batch: int = 32) -> Tensor:
+    """SCALE times the mean latents of all pictures, then of all mirrored, float16 [2 scenes,4,16,16]: of deviation 1."""
+    found = []
+    for mirrored in (False, True):
+        for items in tqdm(torch.arange(len(pictures)).split(batch), desc="latents", unit=f"x{batch} pictures"):
+            check()
+            x = as_batch(pictures, items, torch.full((len(items),), mirrored))
+            found.append((SCALE * autoencoder.encode(x).latent_dist.mean).half())
+    return torch.cat(found)
