@@ -142,7 +142,8 @@ def test_the_resolved_recipe_loads_as_the_same_recipe(tmp_path):
     again = parsed("--config", tmp_path / RESOLVED)
     assert dataclasses.replace(again, config=None) == recipe
     assert resolved(again) == resolved(recipe)
-    assert {key for key in tomllib.loads((tmp_path / RESOLVED).read_text()) if key in TABLES} == TABLES.keys()
+    own = {field.name for field in dataclasses.fields(recipe)}
+    assert {key for key in tomllib.loads((tmp_path / RESOLVED).read_text()) if key in TABLES} == TABLES.keys() & own
 
 
 def test_going_on_under_another_recipe_is_refused_and_the_difference_named(tmp_path):
