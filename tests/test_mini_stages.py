@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from train.__main__ import main
 from train.features.clip import VisionTextCLIP
 from train.features.table import ClipTable
-from train.mini import unet
+from train.mini import commands, unet
 from train.mini.autoencoder import CONFIG, SCALE, edge_error, folded
 from train.mini.scenes import WorldTable, as_batch, captions, rendered
 from train.mini.world.render import render
@@ -83,14 +83,16 @@ def test_edge_error_is_that_of_differences_of_neighbours():
 
 
 @pytest.mark.slow
-def test_the_commands_train_and_write_files_that_others_load(cache, tmp_path, capsys):
+def test_the_commands_train_and_write_files_that_others_load(cache, tmp_path, capsys, monkeypatch):
     shared = ["--world.scenes=64", f"--world.cache={cache}", "--run.no-tensorboard"]
     assert main(["mini", "autoencoder", "--steps=2", "--batch=2", f"--output={tmp_path / 'autoencoder.safetensors'}", *shared]) == 0
     assert json.loads(capsys.readouterr().out)["latent_deviation"] > 0
     tensors = load_file(tmp_path / "autoencoder.safetensors")
     assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
     AutoencoderKL(**CONFIG).load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    monkeypatch.setattr(commands, "UNSEEN", 64)
     assert main(["mini", "clip", "--steps=2", "--batch=4", f"--output={tmp_path / 'clip'}", *shared]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out_pairs"] == 64
     clip = VisionTextCLIP(ClipTable(f"local-dir:{tmp_path / 'clip'}", ""))
     assert (clip.grid, clip.width) == ((8, 8), 128)
     assert clip.texts(["a woman in a park"]).shape == (1, 128)

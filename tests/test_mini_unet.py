@@ -90,3 +90,12 @@ def test_latents_of_mirrored_pictures_follow_those_of_the_others():
     mirrored = unet.scaled_latents(model, np.ascontiguousarray(pictures[:, :, ::-1]), lambda: None, batch=2)
     assert latents.shape == (6, 4, 16, 16) and latents.dtype == torch.float16
     assert torch.allclose(latents[3:].float(), mirrored[:3].float(), atol=2e-3)
+
+
+def test_retrieval_counts_pairs_that_find_each_other(tower):
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 128, 128, 3), dtype=np.uint8)
+    tokens = clip.tokenised([f"a {word}" for word in ("man", "woman", "girl", "boy", "dog", "cat")])
+    figures = clip.retrieval(tower, pictures, tokens)
+    image = tower.encode_image(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1, normalize=True)
+    nearest = [int((image[number] @ tower.encode_text(tokens, normalize=True).T).argmax()) for number in range(6)]
+    assert figures["picture_to_caption"] == pytest.approx(sum(found == number for number, found in enumerate(nearest)) / 6)

@@ -103,6 +103,16 @@ class ClipTraining:
         self.optimisation.load(state)
 
 
+@torch.no_grad()
+def retrieval(clip: nn.Module, pictures: np.ndarray, tokens: Tensor) -> dict[str, float]:
+    """Among all pairs given: the share of pictures whose own caption is the nearest, and of captions whose own picture is."""
+    image = torch.cat([clip.encode_image(as_batch(pictures, items), normalize=True) for items in torch.arange(len(pictures)).split(64)])
+    text = clip.encode_text(tokens, normalize=True)
+    similarity, own = image @ text.T, torch.arange(len(pictures))
+    share = {"picture_to_caption": similarity.argmax(1) == own, "caption_to_picture": similarity.argmax(0) == own}
+    return {name: float(right.float().mean()) for name, right in share.items()}
+
+
 def tokenised(captions: list[str]) -> Tensor:
     """Captions -> tokens [scenes,77] of SD1.5's tokeniser, int64."""
     return open_clip.SimpleTokenizer()(captions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +11,16 @@ import open_clip
 from tyro.conf import arg
 
 from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
-from train.mini.clip import ClipTraining, MiniClipTable, save_clip, tokenised
+from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, tokenised
 from train.mini.scenes import WorldTable, captions, rendered
 from train.mini.text_tower import filled_up, text_model
 from train.mini.unet import UNetTable, UNetTraining, save_unet, scaled_latents
+from train.mini.world.dataset import SPLITS
 from train.run.loop import Run, RunTable
 from train.run.recipe import Command, refuse_other_recipe, resolved, save_resolved
 
 ASSETS = Path("assets/mini")
+UNSEEN = 256  # held-out scenes on which a stage is judged
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ def clip(recipe: ClipCommand) -> None:
         stage = ClipTraining(run, recipe.mini_clip, pictures, tokenised(captions(recipe.world)))
         run.train(stage)
         if run.is_main and not run.dry:
-            save_clip(recipe.output, stage.optimisation.plain.clip)
-            print(json.dumps({"output": str(recipe.output)}))
+            result = stage.optimisation.plain.clip.cpu().eval()
+            save_clip(recipe.output, result)
+            unseen = replace(recipe.world, first=SPLITS["held-out"].start, scenes=UNSEEN)
+            figures = retrieval(result, rendered(unseen, run.signals.check), tokenised(captions(unseen)))
+            print(json.dumps({"output": str(recipe.output), "held_out_pairs": UNSEEN, **figures}))
 
 
 def unet(recipe: UNetCommand) -> None:
