@@ -102,6 +102,13 @@ def test_the_commands_train_and_write_files_that_others_load(cache, tmp_path, ca
     UNet2DConditionModel(**unet.CONFIG).load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
 
 
+def test_a_dry_run_draws_a_few_scenes_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "DRY_SCENES", 4)
+    monkeypatch.chdir(tmp_path)
+    assert main(["mini", "clip", "--dry-run", "--world.scenes=20000"]) == 0
+    assert "one step took" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_an_unknown_command_is_told(capsys):
     assert main(["mini", "bake"]) == 2
     assert "there is no command 'mini bake'" in capsys.readouterr().err

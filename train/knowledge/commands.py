@@ -22,7 +22,8 @@ from train.knowledge.codebook import CodebookTable, codebook_figures, refuse_too
 from train.knowledge.codebook_file import CodebookFile, load_codebook, save_codebook
 from train.knowledge.tokens import TokenRows, tokens_file
 from train.run.loop import Run, RunTable
-from train.run.recipe import Command, refuse_other_recipe, save_resolved
+from train.run.recipe import Command
+from train.run.start import begin, open_run
 
 if TYPE_CHECKING:
     from train.knowledge.pictures import Pictures
@@ -75,14 +76,14 @@ KnowledgeCommand = CodebookCommand | ClassifierCommand | KnowledgeBaseCommand
 def codebook(recipe: CodebookCommand) -> None:
     """`python -m train codebook`."""
     start = time.monotonic()
-    with _run(recipe) as run:
+    with open_run(recipe) as run:
         if recipe.features is not None:
             rows, clip = tokens_file(recipe.features), {}
         else:
             pictures = _pictures(run, recipe, with_phrases=False)
             rows, clip = pictures.train_rows, pictures.clip
         refuse_too_few(recipe.codebook, rows)
-        _begin(run, recipe)
+        begin(run, recipe)
         found, figures = _codebook(run, recipe.codebook, rows)
         if run.dry:
             return
@@ -97,7 +98,7 @@ def classifier(recipe: ClassifierCommand) -> None:
     if recipe.codebook_file is None:
         raise KBDMError("no codebook was given: name the file that `python -m train codebook` wrote with --codebook-file FILE.")
     start = time.monotonic()
-    with _run(recipe) as run:
+    with open_run(recipe) as run:
         file = load_codebook(recipe.codebook_file)
         pictures = _pictures(run, recipe, recipe.classifier.phrase_share > 0)
         if any(file.clip.get(key, value) != value for key, value in pictures.clip.items()):
@@ -110,33 +111,19 @@ def classifier(recipe: ClassifierCommand) -> None:
                 f"{recipe.codebook_file.name} has entries of width {file.codebook.shape[1]}, but {_named(pictures.clip)} gives tokens of "
                 f"width {pictures.rows.shape[2]}."
             )
-        _begin(run, recipe)
+        begin(run, recipe)
         _finish(run, recipe, pictures, file.codebook, file.training, start)
 
 
 def knowledge_base(recipe: KnowledgeBaseCommand) -> None:
     """`python -m train knowledge-base`."""
     start = time.monotonic()
-    with _run(recipe) as run:
+    with open_run(recipe) as run:
         pictures = _pictures(run, recipe, recipe.classifier.phrase_share > 0)
         refuse_too_few(recipe.codebook, pictures.train_rows)
-        _begin(run, recipe)
+        begin(run, recipe)
         found, figures = _codebook(run, recipe.codebook, pictures.train_rows)
         _finish(run, recipe, pictures, found, {**figures, "recipe": asdict(recipe.codebook)}, start)
-
-
-def _run(recipe: KnowledgeCommand) -> Run:
-    folder = recipe.run.folder or recipe.output.with_suffix(".run")
-    if not recipe.dry_run:
-        refuse_other_recipe(recipe, folder)
-    return Run(recipe.run, folder, recipe.dry_run)
-
-
-def _begin(run: Run, recipe: KnowledgeCommand) -> None:
-    """The inputs are good: from here on the folder holds a run of this recipe."""
-    run.begin()
-    if run.is_main and not run.dry:
-        save_resolved(recipe, run.folder)
 
 
 def _pictures(run: Run, recipe: KnowledgeCommand, with_phrases: bool) -> Pictures:

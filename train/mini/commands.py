@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import open_clip
 from tyro.conf import arg
 
 from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
 from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, tokenised
-from train.mini.scenes import WorldTable, captions, rendered
+from train.mini.scenes import WorldTable, captions, drawn, rendered
 from train.mini.text_tower import filled_up, text_model
 from train.mini.unet import UNetTable, UNetTraining, save_unet, scaled_latents
 from train.mini.world.dataset import SPLITS
 from train.run.loop import Run, RunTable
-from train.run.recipe import Command, refuse_other_recipe, resolved, save_resolved
+from train.run.recipe import Command, resolved
+from train.run.start import begin, open_run
 
 ASSETS = Path("assets/mini")
+DRY_SCENES = 64  # that stand for all in a dry run
 UNSEEN = 256  # held-out scenes on which a stage is judged
 
 
@@ -60,14 +63,11 @@ class UNetCommand(Command):
     run: RunTable = RunTable()
 
 
-MiniCommand = AutoencoderCommand | ClipCommand | UNetCommand
-
-
 def autoencoder(recipe: AutoencoderCommand) -> None:
     """`python -m train mini autoencoder`."""
-    with _run(recipe) as run:
-        pictures = rendered(recipe.world, run.signals.check)
-        _begin(run, recipe)
+    with open_run(recipe) as run:
+        pictures, _ = _scenes(run, recipe.world)
+        begin(run, recipe)
         stage = AutoencoderTraining(run, recipe.autoencoder, pictures)
         run.train(stage)
         if run.is_main and not run.dry:
@@ -78,10 +78,10 @@ def autoencoder(recipe: AutoencoderCommand) -> None:
 
 def clip(recipe: ClipCommand) -> None:
     """`python -m train mini clip`."""
-    with _run(recipe) as run:
-        pictures = rendered(recipe.world, run.signals.check)
-        _begin(run, recipe)
-        stage = ClipTraining(run, recipe.mini_clip, pictures, tokenised(captions(recipe.world)))
+    with open_run(recipe) as run:
+        pictures, texts = _scenes(run, recipe.world)
+        begin(run, recipe)
+        stage = ClipTraining(run, recipe.mini_clip, pictures, tokenised(texts))
         run.train(stage)
         if run.is_main and not run.dry:
             result = stage.optimisation.plain.clip.cpu().eval()
@@ -93,13 +93,13 @@ def clip(recipe: ClipCommand) -> None:
 
 def unet(recipe: UNetCommand) -> None:
     """`python -m train mini unet`."""
-    with _run(recipe) as run:
+    with open_run(recipe) as run:
         frozen = load_autoencoder(recipe.autoencoder_file)
         tower = open_clip.create_model(f"local-dir:{recipe.clip_folder}").eval()
-        pictures = rendered(recipe.world, run.signals.check)
-        latents = scaled_latents(frozen, pictures[:64] if run.dry else pictures, run.signals.check)
-        _begin(run, recipe)
-        tokens, empty = filled_up(tokenised(captions(recipe.world))), filled_up(tokenised([""]))[0]
+        pictures, texts = _scenes(run, recipe.world)
+        latents = scaled_latents(frozen, pictures, run.signals.check)
+        begin(run, recipe)
+        tokens, empty = filled_up(tokenised(texts)), filled_up(tokenised([""]))[0]
         stage = UNetTraining(run, recipe.unet, latents, tokens, empty, text_model(tower))
         run.train(stage)
         if run.is_main and not run.dry:
@@ -107,14 +107,9 @@ def unet(recipe: UNetCommand) -> None:
             print(json.dumps({"output": str(recipe.output)}))
 
 
-def _run(recipe: MiniCommand) -> Run:
-    folder = recipe.run.folder or recipe.output.with_suffix(".run")
-    if not recipe.dry_run:
-        refuse_other_recipe(recipe, folder)
-    return Run(recipe.run, folder, recipe.dry_run)
-
-
-def _begin(run: Run, recipe: MiniCommand) -> None:
-    run.begin()
-    if run.is_main and not run.dry:
-        save_resolved(recipe, run.folder)
+def _scenes(run: Run, world: WorldTable) -> tuple[np.ndarray, list[str]]:
+    """Pictures and captions of the table's scenes; in a dry run those of a few, which are not kept."""
+    if run.dry:
+        world = replace(world, scenes=DRY_SCENES)
+        return drawn(world.first, DRY_SCENES), captions(world)
+    return rendered(world, run.signals.check), captions(world)

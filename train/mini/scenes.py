@@ -45,7 +45,7 @@ def rendered(table: WorldTable, check: Callable[[], None]) -> np.ndarray:
     `check` is called between chunks and may raise; what was drawn until then stays.
     """
     table.cache.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(_draw(table.first, 4).tobytes()).hexdigest()[:12]  # another world is another file
+    name = hashlib.sha256(drawn(table.first, 4).tobytes()).hexdigest()[:12]  # another world is another file
     path = table.cache / f"scenes-{table.first}-{name}.bin"
     size = SIDE * SIDE * 3
     done = path.stat().st_size // (CHUNK * size) if path.exists() else 0  # whole chunks
@@ -56,7 +56,7 @@ def rendered(table: WorldTable, check: Callable[[], None]) -> np.ndarray:
         try:
             with open(path, "ab") as opened:
                 opened.truncate(done * CHUNK * size)
-                for pictures in tqdm(pool.map(_draw, starts), total=len(starts), desc="drawing", unit=f"x{CHUNK} scenes"):
+                for pictures in tqdm(pool.map(drawn, starts), total=len(starts), desc="drawing", unit=f"x{CHUNK} scenes"):
                     opened.write(pictures.tobytes())
                     opened.flush()
                     check()
@@ -81,5 +81,6 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _draw(first: int, count: int = CHUNK) -> np.ndarray:
+def drawn(first: int, count: int = CHUNK) -> np.ndarray:
+    """Scenes `first` to `first + count`, drawn here and now, uint8 [count,128,128,3]."""
     return np.stack([render(scene(first + number)) for number in range(count)])
