@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -60,6 +61,7 @@ class UNetObjective(nn.Module):
     def __init__(self, snr: float):
         super().__init__()
         self.unet = UNet2DConditionModel(**CONFIG)
+        self.unet.set_attn_processor(AttnProcessor())  # on a CPU, in bf16 and with such narrow heads, twice as fast as the fused attention
         self.noise, self.snr = DDPMScheduler(**NOISE), snr
 
     def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
