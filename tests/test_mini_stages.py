@@ -14,7 +14,7 @@ from train.__main__ import main
 from train.features.clip import VisionTextCLIP
 from train.features.table import ClipTable
 from train.mini import commands, unet
-from train.mini.autoencoder import CONFIG, SCALE, edge_error, folded
+from train.mini.autoencoder import CONFIG, SCALE, colour_error, edge_error, folded
 from train.mini.scenes import WorldTable, as_batch, captions, rendered
 from train.mini.world.render import render
 from train.mini.world.scene import scene
@@ -80,6 +80,13 @@ def test_edge_error_is_that_of_differences_of_neighbours():
     at_full = (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
     assert edge_error(x, scales=1).item() == pytest.approx(at_full.item() / 2)
     assert edge_error(torch.full((1, 3, 8, 8), 0.7)).item() == 0
+
+
+def test_colour_error_takes_no_notice_of_brightness():
+    grey = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
+    assert colour_error(grey).item() == pytest.approx(0, abs=1e-7)
+    red = torch.tensor([0.3, 0.0, 0.0])[None, :, None, None].expand(2, 3, 8, 8)
+    assert colour_error(red + grey).item() == pytest.approx((0.2 + 0.1 + 0.1) / 3)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Interval, MultipleOf
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -22,10 +22,10 @@ from train.run.order import Order, fingerprint, generator
 FORMAT = "kbdm.mini_autoencoder"
 SCALE = 0.18215  # SD1.5's factor from latents to what the UNet sees, fixed in its hosts
 CONFIG = {
-    "block_out_channels": (32, 32, 64, 128),
-    "layers_per_block": 1,
+    "block_out_channels": (64, 64, 64, 64),
+    "layers_per_block": 0,  # one residual block per level in the decoder, none in the encoder
     "latent_channels": 4,
-    "norm_num_groups": 32,  # fixed in SD1.5's hosts
+    "norm_num_groups": 32,  # fixed in SD1.5's hosts; 32 channels would be normalised one by one, and lose the picture's colours
     "sample_size": 128,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -34,18 +34,22 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class AutoencoderTable:
-    """[autoencoder]: the miniature's VAE, 2.8 M weights."""
+    """[autoencoder]: the miniature's VAE, 0.9 M weights."""
 
-    steps: Annotated[int, Ge(1)] = 6000
+    steps: Annotated[int, Ge(1)] = 11000
     """Optimiser steps."""
-    batch: Annotated[int, Ge(1)] = 16
+    batch: Annotated[int, Ge(1)] = 8
     """Pictures per step."""
-    learning_rate: Annotated[float, Ge(0)] = 1e-3
+    crop: Annotated[int, Interval(ge=16, le=128), MultipleOf(8)] = 64
+    """Side of the random part of each picture that a step sees."""
+    learning_rate: Annotated[float, Ge(0)] = 2e-3
     """Of AdamW, falling to 0 along half a cosine."""
     warmup: Annotated[int, Ge(0)] = 100
     """Steps in which the learning rate rises to its full value."""
     edges: Annotated[float, Ge(0)] = 1.0
     """Weight of the error of the pictures' gradients at three scales, beside that of the pictures: it keeps limbs sharp."""
+    colours: Annotated[float, Ge(0)] = 2.0
+    """Weight of the error of the colours, without the brightness, of 4 x 4 px together: they would be learnt last."""
     kl: Annotated[float, Ge(0)] = 1e-4
     """Weight of the latents' divergence from a standard normal, per latent number."""
     ema: Annotated[float, Ge(0)] = 0.999
@@ -66,7 +70,9 @@ class AutoencoderObjective(nn.Module):
         y = self.autoencoder.decode(latents.mean + latents.std * noise).sample.float()
         error = (y - x).abs().mean()
         divergence = 0.5 * (latents.mean.float().square() + latents.var.float() - 1 - latents.logvar.float()).mean()
-        return error + self.table.edges * edge_error(y - x) + self.table.kl * divergence, error.detach()
+        table = self.table
+        loss = error + table.edges * edge_error(y - x) + table.colours * colour_error(y - x) + table.kl * divergence
+        return loss, error.detach()
 
 
 def edge_error(difference: Tensor, scales: int = 3) -> Tensor:
@@ -76,6 +82,11 @@ def edge_error(difference: Tensor, scales: int = 3) -> Tensor:
         x = nn.functional.avg_pool2d(difference, 2**scale) if scale else difference
         total = total + x.diff(dim=-1).abs().mean() + x.diff(dim=-2).abs().mean()
     return total / (2 * scales)
+
+
+def colour_error(difference: Tensor, size: int = 4) -> Tensor:
+    """Mean absolute difference of the colours of `size` x `size` pixels together, brightness (their mean) apart. difference [B,3,H,W] -> scalar."""
+    return nn.functional.avg_pool2d(difference - difference.mean(1, keepdim=True), size).abs().mean()
 
 
 class AutoencoderTraining:
@@ -101,7 +112,10 @@ class AutoencoderTraining:
         items = self.order.step(index, run.rank, run.world)
         random = generator(run.table.seed, 6, index, run.rank)
         x = as_batch(self.pictures, items, torch.rand(len(items), generator=random) < 0.5).to(run.device)
-        noise = torch.randn(len(items), 4, x.shape[-2] // 8, x.shape[-1] // 8, generator=random).to(run.device)
+        side = self.table.crop
+        top, left = torch.randint(x.shape[-1] - side + 1, (2,), generator=random).tolist()
+        x = x[..., top : top + side, left : left + side]
+        noise = torch.randn(len(items), 4, side // 8, side // 8, generator=random).to(run.device)
         errors = []
 
         def loss() -> Tensor:
