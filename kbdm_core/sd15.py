@@ -38,7 +38,13 @@ BLOCK_BY_NAME: dict[str, Block] = {block.name: block for block in BLOCKS}
 # Port 3: the residual of level l is added after this input block (in diffusers: down_intrablock_additional_residuals[l]).
 RESIDUAL_LEVEL_BY_INPUT_BLOCK: dict[int, int] = {2: 0, 5: 1, 8: 2, 11: 3}
 
-BASE_WIDTHS: dict[str, tuple[int, ...]] = {"sd15": (320, 640, 1280, 1280)}
+BASE_WIDTHS: dict[str, tuple[int, ...]] = {"sd15": (320, 640, 1280, 1280), "sd15-mini": (64, 64, 96, 96)}
+
+
+def base_name(widths: tuple[int, ...]) -> str:
+    """The name in adapter files of the base whose UNet has these level widths; an unknown one is named by them."""
+    names = [name for name, known in BASE_WIDTHS.items() if known == tuple(widths)]
+    return names[0] if names else "sd15-" + "-".join(map(str, widths))
 
 
 def level_size(height: int, width: int, level: int) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def test_colour_error_takes_no_notice_of_brightness():
     grey = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
     assert colour_error(grey).item() == pytest.approx(0, abs=1e-7)
     red = torch.tensor([0.3, 0.0, 0.0])[None, :, None, None].expand(2, 3, 8, 8)
-    assert colour_error(red + grey).item() == pytest.approx((0.2 + 0.1 + 0.1) / 3)
+    assert colour_error(red + grey).item() == pytest.approx((0.2**2 + 0.1**2 + 0.1**2) / 3)
 
 
 @pytest.mark.slow

@@ -42,14 +42,14 @@ class AutoencoderTable:
     """Pictures per step."""
     crop: Annotated[int, Interval(ge=16, le=128), MultipleOf(8)] = 64
     """Side of the random part of each picture that a step sees."""
-    learning_rate: Annotated[float, Ge(0)] = 2e-3
+    learning_rate: Annotated[float, Ge(0)] = 1e-3
     """Of AdamW, falling to 0 along half a cosine."""
     warmup: Annotated[int, Ge(0)] = 100
     """Steps in which the learning rate rises to its full value."""
     edges: Annotated[float, Ge(0)] = 1.0
     """Weight of the error of the pictures' gradients at three scales, beside that of the pictures: it keeps limbs sharp."""
-    colours: Annotated[float, Ge(0)] = 2.0
-    """Weight of the error of the colours, without the brightness, of 4 x 4 px together: they would be learnt last."""
+    colours: Annotated[float, Ge(0)] = 8.0
+    """Weight of the squared error of the colours of 4 x 4 px together, without their brightness: they would be learnt last."""
     kl: Annotated[float, Ge(0)] = 1e-4
     """Weight of the latents' divergence from a standard normal, per latent number."""
     ema: Annotated[float, Ge(0)] = 0.999
@@ -85,8 +85,8 @@ def edge_error(difference: Tensor, scales: int = 3) -> Tensor:
 
 
 def colour_error(difference: Tensor, size: int = 4) -> Tensor:
-    """Mean absolute difference of the colours of `size` x `size` pixels together, brightness (their mean) apart. difference [B,3,H,W] -> scalar."""
-    return nn.functional.avg_pool2d(difference - difference.mean(1, keepdim=True), size).abs().mean()
+    """Mean squared difference of the colours of `size` x `size` pixels together, brightness (their mean) apart. difference [B,3,H,W] -> scalar."""
+    return nn.functional.avg_pool2d(difference - difference.mean(1, keepdim=True), size).square().mean()
 
 
 class AutoencoderTraining:
