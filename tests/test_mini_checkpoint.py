@@ -10,11 +10,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors import safe_open
 
+from kbdm_core.mini_checkpoint import FORMAT
 from kbdm_core.safetensors_file import read
 from testbed.host import import_host
 from train.mini import autoencoder as mini_autoencoder
 from train.mini import unet as mini_unet
-from train.mini.checkpoint import FORMAT, write_checkpoint
+from train.mini.checkpoint import write_checkpoint
 from train.mini.ldm_layout import ldm_autoencoder, ldm_unet
 
 import_host()

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from kbdm_core.mini_checkpoint import AUTOENCODER, FORMAT, UNET
 from kbdm_core.safetensors_file import write
 from train.mini import autoencoder as mini_autoencoder
 from train.mini import unet as mini_unet
 from train.mini.ldm_layout import ldm_autoencoder, ldm_unet
-
-FORMAT = "kbdm.mini_checkpoint"
-UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # LDM's prefixes
 
 
 def write_checkpoint(path: Path, unet: UNet2DConditionModel, autoencoder: AutoencoderKL, training: dict) -> None:
