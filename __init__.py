@@ -4,6 +4,7 @@ from .nodes import model_folders
 from .nodes.adapter import KBDMAdapterApply, KBDMLoadAdapter
 from .nodes.dynamic_mask import KBDMDynamicMaskAttention
 from .nodes.knowledge_base import KBDMLoadKnowledgeBase
+from .nodes.mini_model import KBDMLoadMini
 from .nodes.plot_gate import KBDMPlotGate
 from .nodes.pose import KBDMLoadPose, KBDMPoseToMask, KBDMRenderPose
 from .nodes.preview_tokens import KBDMPreviewTokens
@@ -22,6 +23,7 @@ NODE_CLASS_MAPPINGS = {
     "KBDMAdapterApply": KBDMAdapterApply,
     "KBDMPreviewTokens": KBDMPreviewTokens,
     "KBDMPlotGate": KBDMPlotGate,
+    "KBDMLoadMini": KBDMLoadMini,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -35,6 +37,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "KBDMAdapterApply": "KB-DM Adapter Apply",
     "KBDMPreviewTokens": "Preview KB Tokens",
     "KBDMPlotGate": "Plot Dynamic Mask",
+    "KBDMLoadMini": "Load Mini Model",
 }
 
 WEB_DIRECTORY = "./web"

@@ -65,16 +65,8 @@ def load_adapter(path: str | os.PathLike, operations: Any = nn, device: Any = "c
         raise file.fail("config 'options'", "options this version knows", f"{file.config.get('options')} ({error})") from error
     with torch.device("meta"):
         adapter = KBDMAdapter(_sizes(file), options, operations)
-    expected = adapter.state_dict()
-    for key, value in expected.items():
-        tensor = file.tensor(key, tuple(value.shape))
-        if not torch.isfinite(tensor).all():
-            raise file.fail(f"tensor '{key}'", "finite values", "NaN or infinity")
-    unknown = sorted(file.tensors.keys() - expected.keys())
-    if unknown:
-        expected_text = f"only tensors of the sections {', '.join(SECTIONS)}"
-        raise file.fail(f"tensor '{unknown[0]}'", expected_text, f"{len(unknown)} unknown tensor(s)")
-    adapter.load_state_dict({key: value.to(device) for key, value in file.tensors.items()}, assign=True)
+    tensors = file.exactly({key: value.shape for key, value in adapter.state_dict().items()}, f"the sections {', '.join(SECTIONS)}")
+    adapter.load_state_dict({key: value.to(device) for key, value in tensors.items()}, assign=True)
     adapter.eval().requires_grad_(False)
     info = AdapterInfo(file.path.name, base, file.metadata.get("base_sha256", ""), file.metadata.get("codebook_sha256", ""))
     return adapter, info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,17 @@ class TensorFile:
             raise self.fail(f"tensor '{key}'", f"shape {_shape_text(shape)}", f"shape {list(tensor.shape)}")
         return tensor
 
+    def exactly(self, shapes: Mapping[str, Sequence[int]], known: str) -> dict[str, torch.Tensor]:
+        """All tensors, which must be those of `shapes` and no other, finite. known: what they are, for the error ("only tensors of ...")."""
+        found = {key: self.tensor(key, tuple(shape)) for key, shape in shapes.items()}
+        for key, tensor in found.items():
+            if not torch.isfinite(tensor).all():
+                raise self.fail(f"tensor '{key}'", "finite values", "NaN or infinity")
+        unknown = sorted(self.tensors.keys() - found.keys())
+        if unknown:
+            raise self.fail(f"tensor '{unknown[0]}'", f"only tensors of {known}", f"{len(unknown)} unknown tensor(s)")
+        return found
+
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
@@ -53,19 +65,7 @@ def read(path: str | os.PathLike, file_format: str, version: int = 1) -> TensorF
     renamed to .safetensors, a header that lies about sizes, another format or version, a config that is not JSON.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileFormatError(f"{path.name}: no such file (looked at {path}).")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = dict(opened.metadata() or {})
-            tensors = {}
-            if metadata.get("format") == file_format:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is not iterable)
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-        raise FileFormatError(
-            f"{path.name}: not a readable safetensors file ({error}). Expected a file of format '{file_format}'; "
-            f"the download may be cut off, or it may be a .ckpt/.pt that was renamed (file: {path})."
-        ) from error
+    metadata, tensors = _opened(path, file_format)
     found = TensorFile(path, tensors, metadata, {})
     if metadata.get("format") != file_format:
         raise found.fail("metadata 'format'", f"'{file_format}'", repr(metadata.get("format")))
@@ -78,6 +78,35 @@ def read(path: str | os.PathLike, file_format: str, version: int = 1) -> TensorF
     if not isinstance(config, dict):
         raise found.fail("metadata 'config'", "a JSON object", type(config).__name__)
     return TensorFile(path, tensors, metadata, config)
+
+
+def read_foreign(path: str | os.PathLike) -> TensorFile:
+    """Read a safetensors file that another program's format fills, such as OpenCLIP's weights: its metadata may say anything.
+
+    Raises FileFormatError for a missing, truncated or lying file, and for a pickle renamed to .safetensors.
+    """
+    path = Path(path)
+    metadata, tensors = _opened(path, None)
+    return TensorFile(path, tensors, metadata, {})
+
+
+def _opened(path: Path, file_format: str | None) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors; of a file of another format than file_format (None = any will do) the metadata alone."""
+    if not path.is_file():
+        raise FileFormatError(f"{path.name}: no such file (looked at {path}).")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            tensors = {}
+            if file_format in (None, metadata.get("format")):
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is not iterable)
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        expected = f"a file of format '{file_format}'" if file_format else "a safetensors file"
+        raise FileFormatError(
+            f"{path.name}: not a readable safetensors file ({error}). Expected {expected}; "
+            f"the download may be cut off, or it may be a .ckpt/.pt that was renamed (file: {path})."
+        ) from error
+    return metadata, tensors
 
 
 def write(path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str], config: dict) -> None:

@@ -1,4 +1,4 @@
-"""Binds a guidance to ComfyUI's ModelPatcher hooks. The only module that knows ComfyUI's internals.
+"""Binds a guidance to ComfyUI's ModelPatcher hooks. With host_models.py, all that knows ComfyUI's internals.
 
 One forward of the UNet, in the host's order: `PortsPatch` after input block 0 resolves the guidance once and leaves the values
 in transformer_options; `KeyScalePatch` (port 1) and `ExtraAttentionPatch` (port 2) read them in every transformer block;

@@ -1,8 +1,12 @@
-"""The pack's two model folders in ComfyUI: models/kbdm_knowledge_bases and models/kbdm_adapters, .safetensors only."""
+"""The pack's two model folders in ComfyUI: models/kbdm_knowledge_bases and models/kbdm_adapters, .safetensors only.
+
+The miniature's own files, which come with the pack, are listed in both: mini/...
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 try:
     import folder_paths
@@ -13,13 +17,21 @@ from ..kbdm_core.errors import FileFormatError
 
 KNOWLEDGE_BASES = "kbdm_knowledge_bases"
 ADAPTERS = "kbdm_adapters"
+MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"
+SHIPPED = {KNOWLEDGE_BASES: "knowledge_bases", ADAPTERS: "adapters"}  # folders in MINI
 
 
 def register() -> None:
-    """Make both folders known to ComfyUI, which by itself would list files of every kind. Folders of extra_model_paths.yaml stay."""
-    for folder in (KNOWLEDGE_BASES, ADAPTERS):
+    """Make both folders known to ComfyUI, which by itself would list files of every kind. Folders of extra_model_paths.yaml stay.
+
+    The miniature's folder comes last, so that a file of the user's wins over one of its name.
+    """
+    for folder, shipped in SHIPPED.items():
         folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
-        folder_paths.folder_names_and_paths[folder] = (folder_paths.get_folder_paths(folder), {".safetensors"})
+        paths, extensions = folder_paths.folder_names_and_paths[folder]
+        paths[:] = [*(path for path in paths if path != str(MINI / shipped)), str(MINI / shipped)]  # in place: 2024 shuffles what is assigned
+        extensions.clear()
+        extensions.add(".safetensors")
 
 
 def names(folder: str) -> list[str]:

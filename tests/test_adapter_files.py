@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from testbed.host_model import host_model, predict
+from testbed.model_folder import model_folders, only_folder
 from testbed.pack import PACKAGE, load_node_module
 from testbed.small_adapter import load_small_adapter, save_small_adapter, steer
 
 errors = importlib.import_module(f"{PACKAGE}.kbdm_core.errors")
-model_folders = load_node_module("model_folders")
 
 
 @pytest.fixture
@@ -161,23 +161,14 @@ def test_a_file_that_is_gone_is_named(tmp_path):
         load_node_module("adapter").KBDMLoadAdapter().load("gone.safetensors")
 
 
-@pytest.fixture
-def adapters_folder(tmp_path, monkeypatch):
-    model_folders.register()
-    places = model_folders.folder_paths.folder_names_and_paths[model_folders.ADAPTERS][0]
-    kept = list(places)
-    places[:] = [str(tmp_path)]
-    monkeypatch.setattr(model_folders.folder_paths, "get_folder_paths", lambda name: [str(tmp_path)])
-    yield tmp_path
-    places[:] = kept
-
-
-def test_only_safetensors_are_listed_and_loaded_by_the_node(adapters_folder, path):
-    for name in ("adapter.ckpt", "adapter.pt", "notes.txt"):
-        (adapters_folder / name).write_bytes(b"x")
+def test_only_safetensors_are_listed_and_loaded_by_the_node(path, tmp_path, monkeypatch):
     loader = load_node_module("adapter").KBDMLoadAdapter
-    assert loader.INPUT_TYPES()["required"]["adapter_name"][0] == ["people.safetensors"]
-    (loaded,) = loader().load("people.safetensors")
+    with only_folder(model_folders.ADAPTERS, tmp_path, monkeypatch) as folder:
+        save_small_adapter(folder / path.name)
+        for name in ("adapter.ckpt", "adapter.pt", "notes.txt"):
+            (folder / name).write_bytes(b"x")
+        assert loader.INPUT_TYPES()["required"]["adapter_name"][0] == [path.name]
+        (loaded,) = loader().load(path.name)
     model = host_model()
     x, conds = torch.randn(1, 4, 17, 12), [torch.randn(1, 7, 64)]
     assert torch.equal(predict(steer(model, loaded), x, 3.0, conds), predict(steer(model, load_small_adapter(path)), x, 3.0, conds))

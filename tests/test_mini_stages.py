@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file
 
 from train.__main__ import main
@@ -104,9 +105,12 @@ def test_the_commands_train_and_write_files_that_others_load(cache, tmp_path, ca
     assert (clip.grid, clip.width) == ((8, 8), 128)
     assert clip.texts(["a woman in a park"]).shape == (1, 128)
     made = [f"--autoencoder-file={tmp_path / 'autoencoder.safetensors'}", f"--clip-folder={tmp_path / 'clip'}"]
-    assert main(["mini", "unet", "--steps=1", "--batch=2", f"--output={tmp_path / 'unet.safetensors'}", *made, *shared]) == 0
-    tensors = load_file(tmp_path / "unet.safetensors")
-    UNet2DConditionModel(**unet.CONFIG).load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    assert main(["mini", "unet", "--steps=1", "--batch=2", f"--output={tmp_path / 'checkpoint.safetensors'}", *made, *shared]) == 0
+    written = load_file(tmp_path / "checkpoint.safetensors")
+    model = UNet2DConditionModel(**unet.CONFIG)
+    model.load_state_dict({key: tensor.float() for key, tensor in convert_ldm_unet_checkpoint(written, model.config).items()})
+    inside = convert_ldm_vae_checkpoint(written, AutoencoderKL(**CONFIG).config)
+    assert inside.keys() == tensors.keys() and all(torch.equal(inside[key], tensor) for key, tensor in tensors.items())
 
 
 def test_a_dry_run_draws_a_few_scenes_and_writes_nothing(tmp_path, monkeypatch, capsys):

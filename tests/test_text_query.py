@@ -6,6 +6,7 @@ import importlib
 import os
 import uuid
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,12 @@ from testbed.host import import_host
 import_host()
 
 from testbed.host_clip import host_clip  # noqa: E402
+from testbed.model_folder import model_folders, only_folder  # noqa: E402
 from testbed.pack import PACKAGE, load_node_module  # noqa: E402
 from train.mini.text_tower import clip_l_layout  # noqa: E402
 
 text_query = load_node_module("text_query")
 knowledge_base_node = load_node_module("knowledge_base")
-model_folders = load_node_module("model_folders")
 preview_tokens = load_node_module("preview_tokens")
 core = importlib.import_module(f"{PACKAGE}.kbdm_core.knowledge_base")
 errors = importlib.import_module(f"{PACKAGE}.kbdm_core.errors")
@@ -184,11 +185,8 @@ def test_z_t_of_the_host_is_open_clips_encode_text():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    model_folders.register()
-    host = model_folders.folder_paths
-    monkeypatch.setattr(host, "get_folder_paths", lambda name: [str(tmp_path)])
-    host.folder_names_and_paths[model_folders.KNOWLEDGE_BASES][0][:] = [str(tmp_path)]
-    return tmp_path
+    with only_folder(model_folders.KNOWLEDGE_BASES, tmp_path, monkeypatch) as folder:
+        yield folder
 
 
 def test_only_safetensors_are_listed(folder, kb):
@@ -224,12 +222,33 @@ def test_a_file_that_is_gone_is_an_error(folder):
         knowledge_base_node.KBDMLoadKnowledgeBase().load("lost.safetensors")
 
 
-def test_registering_twice_keeps_the_users_own_folders(tmp_path):
-    model_folders.folder_paths.add_model_folder_path(model_folders.ADAPTERS, str(tmp_path))
-    for _ in range(2):
+def test_registering_twice_keeps_the_users_own_folders_first(tmp_path, monkeypatch):
+    with only_folder(model_folders.ADAPTERS, tmp_path, monkeypatch) as folder:
+        own = tmp_path / "from extra_model_paths"
         model_folders.register()
-    paths, extensions = model_folders.folder_paths.folder_names_and_paths[model_folders.ADAPTERS]
-    assert str(tmp_path) in paths and len(paths) == len(set(paths)) and extensions == {".safetensors"}
+        model_folders.folder_paths.add_model_folder_path(model_folders.ADAPTERS, str(own))  # after the miniature's
+        for _ in range(2):
+            model_folders.register()
+        paths, extensions = model_folders.folder_paths.folder_names_and_paths[model_folders.ADAPTERS]
+        assert paths == [str(folder), str(own), str(tmp_path / "mini" / "adapters")] and extensions == {".safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shipped"),
+    [(model_folders.KNOWLEDGE_BASES, "knowledge_bases/mini/knowledge_base"), (model_folders.ADAPTERS, "adapters/mini/adapter")],
+)
+def test_the_miniatures_file_is_listed_and_gives_way_to_the_users(tmp_path, monkeypatch, name, shipped):
+    with only_folder(name, tmp_path, monkeypatch) as folder:
+        assert model_folders.names(name) == []
+        for file in (tmp_path / "mini" / f"{shipped}.safetensors", folder / "people.safetensors"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        listed = f"mini{os.sep}{Path(shipped).name}.safetensors"
+        assert model_folders.names(name) == [listed, "people.safetensors"]
+        assert Path(model_folders.full_path(name, listed)) == tmp_path / "mini" / f"{shipped}.safetensors"
+        (folder / "mini").mkdir()
+        (folder / listed).touch()
+        assert Path(model_folders.full_path(name, listed)) == folder / listed
 
 
 def test_preview_has_a_row_per_phrase_and_survives_titles_of_any_script(query):

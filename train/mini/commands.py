@@ -12,10 +12,11 @@ import open_clip
 from tyro.conf import arg
 
 from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
+from train.mini.checkpoint import write_checkpoint
 from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, tokenised
 from train.mini.scenes import WorldTable, captions, drawn, rendered
 from train.mini.text_tower import filled_up, text_model
-from train.mini.unet import UNetTable, UNetTraining, save_unet, scaled_latents
+from train.mini.unet import UNetTable, UNetTraining, scaled_latents
 from train.mini.world.dataset import SPLITS
 from train.run.loop import Run, RunTable
 from train.run.recipe import Command, resolved
@@ -50,10 +51,10 @@ class ClipCommand(Command):
 
 @dataclass(frozen=True)
 class UNetCommand(Command):
-    """The miniature's UNet, from drawn scenes, their captions, the autoencoder and the CLIP."""
+    """The miniature's UNet, from drawn scenes, their captions, the autoencoder and the CLIP. It writes the checkpoint."""
 
-    output: Path = ASSETS / "unet.safetensors"
-    """The file to write."""
+    output: Path = ASSETS / "checkpoint.safetensors"
+    """The file to write: UNet and autoencoder in the layout of SD1.5's checkpoints."""
     autoencoder_file: Path = ASSETS / "autoencoder.safetensors"
     """What `mini autoencoder` has written."""
     clip_folder: Path = ASSETS / "clip"
@@ -103,7 +104,7 @@ def unet(recipe: UNetCommand) -> None:
         stage = UNetTraining(run, recipe.unet, latents, tokens, empty, text_model(tower))
         run.train(stage)
         if run.is_main and not run.dry:
-            save_unet(recipe.output, stage.average.module, resolved(recipe))
+            write_checkpoint(recipe.output, stage.average.module.cpu().eval(), frozen, resolved(recipe))
             print(json.dumps({"output": str(recipe.output)}))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,14 +16,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from kbdm_core.safetensors_file import write
 from train.mini.autoencoder import SCALE
 from train.mini.scenes import as_batch
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
 from train.run.order import Order, fingerprint, generator
 
-FORMAT = "kbdm.mini_unet"
 CONFIG = {
     "sample_size": 16,
     "block_out_channels": (64, 64, 96, 96),
@@ -115,12 +112,6 @@ class UNetTraining:
     def load(self, state: dict[str, Any]) -> None:
         self.optimisation.load(state)
         self.average.load_state_dict(state["average"])
-
-
-def save_unet(path: Path, unet: UNet2DConditionModel, training: dict) -> None:
-    """Write the UNet in float16, in diffusers' layout."""
-    tensors = {key: value.half() for key, value in unet.state_dict().items()}
-    write(path, tensors, {"format": FORMAT, "format_version": "1"}, {"config": CONFIG, "training": training})
 
 
 @torch.no_grad()
