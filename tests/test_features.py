@@ -17,6 +17,7 @@ from torch import nn
 
 from kbdm_core.errors import KBDMError
 from testbed.tiny_clip import PREPROCESSING, write_tiny_clip
+from train.data import image_keys
 from train.data.records import Record, load_image
 from train.features import extract
 from train.features.clip import ClipTable, VisionTextCLIP
@@ -268,7 +269,7 @@ def test_what_is_in_the_store_is_neither_read_nor_computed_again(table, tmp_path
     first, _ = extract_tokens(records, clip, token_store(clip))
     sizes = counted(clip, monkeypatch)
     monkeypatch.setattr(extract, "load_image", None)
-    monkeypatch.setattr(extract, "_sha256", None)
+    monkeypatch.setattr(image_keys, "_sha256", None)
     again, problems = extract_tokens(records, clip, token_store(clip))
     assert [key for _, key in again] == [key for _, key in first] and sizes == problems == []
 
@@ -363,8 +364,8 @@ def test_a_line_cut_off_in_the_list_of_hashes_costs_that_picture_only(table, tmp
     first, _ = extract_tokens(records, clip, store := token_store(clip))
     path = store.folder / "images-0.jsonl"
     path.write_bytes(path.read_bytes()[:-10])
-    read, sha256 = [], extract._sha256
-    monkeypatch.setattr(extract, "_sha256", lambda image: read.append(image) or sha256(image))
+    read, sha256 = [], image_keys._sha256
+    monkeypatch.setattr(image_keys, "_sha256", lambda image: read.append(image) or sha256(image))
     for expected in (1, 1):  # the second run finds the line that the first one has written behind the cut
         again, _ = extract_tokens(records, clip, token_store(clip))
         assert len(read) == expected and again == first

@@ -15,6 +15,7 @@ from train.data.errors import DataError
 SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # no others: Pillow would start Ghostscript for an EPS
 MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this
+MOST_ELONGATED = 50  # a model scales the shorter side to its own: a picture of 1 x 60,000 pixels would become 9 GB
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 WHITE_LEVEL = {"I": 65535, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I;16N": 65535, "F": 1}  # Pillow's modes deeper than 8 bits
 
@@ -41,6 +42,12 @@ def picture_size(path: Path) -> tuple[int, int]:
         if opened.getexif().get(ORIENTATION) in TURNED:  # versions of Pillow differ in whether a TIFF's size is turned before it is decoded
             opened = ImageOps.exif_transpose(opened)
         return opened.size
+
+
+def refuse_elongated(name: str, size: tuple[int, int]) -> None:
+    """Raise DataError for a picture (width, height) of which a crop shows next to nothing and the whole would be huge."""
+    if max(size) > MOST_ELONGATED * min(size):
+        raise DataError(f"{name}: {size[0]} x {size[1]} pixels; expected sides that differ by at most {MOST_ELONGATED} times.")
 
 
 @contextmanager

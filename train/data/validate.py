@@ -34,23 +34,24 @@ def validate(dataset: Dataset, report: Path | None, check: Callable[[], None] = 
 
     Of pictures with the same bytes the first is no duplicate. `check` is called per picture and may raise, which ends the run.
     """
-    problems = list(dataset.problems)
+    problems: list[Problem] = []
     known: dict[bytes, str] = {}
     for record in tqdm(dataset.records, desc="validate", unit="picture"):
         check()
         problems += _examine(record, known)
-    found = report_of(dataset, problems)
+    found = report_of(len(dataset.records), dataset.problems, problems)
     if report is not None:
         save_report(found, report)
     return found
 
 
-def report_of(dataset: Dataset, problems: Sequence[Problem]) -> Report:
-    """The problems, those of the dataset among them, counted."""
+def report_of(records: int, of_source: Sequence[Problem], found: Sequence[Problem]) -> Report:
+    """The problems of a source of so many records, counted: those that opening it found, and those found in its records."""
+    problems = (*of_source, *found)
     counts = Counter(problem.kind for problem in problems)
-    listed = len(dataset.records) + sum(problem.kind in ERROR_KINDS for problem in dataset.problems)
+    listed = records + sum(problem.kind in ERROR_KINDS for problem in of_source)
     usable = listed - sum(counts[kind] for kind in ERROR_KINDS)
-    return Report(listed, usable, {kind: counts[kind] for kind in PROBLEM_KINDS if counts[kind]}, tuple(problems))
+    return Report(listed, usable, {kind: counts[kind] for kind in PROBLEM_KINDS if counts[kind]}, problems)
 
 
 def save_report(report: Report, path: Path) -> None:

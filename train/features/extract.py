@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from train.data.ahead import ahead
+from train.data.image_keys import ImageKeys
+from train.data.pictures import refuse_elongated
 from train.data.records import DataError, Problem, Record, load_image
 from train.features.clip import VisionTextCLIP
 from train.features.store import FeatureStore
-
-MOST_ELONGATED = 50  # the shorter side is scaled to the model's: a picture of 1 x 60,000 pixels would become 9 GB
 
 
 def token_store(clip: VisionTextCLIP) -> FeatureStore:
@@ -63,7 +61,7 @@ def extract_tokens(
         store.writer(str(rank)) as writer,
         keys,
         ThreadPoolExecutor(clip.table.workers) as pool,
-        closing(_ahead(pool, prepare, own, 2 * clip.table.batch + clip.table.workers)) as prepared,
+        closing(ahead(pool, prepare, own, 2 * clip.table.batch + clip.table.workers)) as prepared,
     ):
         for record, future in prepared:
             check()
@@ -105,71 +103,8 @@ def extract_texts(
     return keys
 
 
-class ImageKeys:
-    """Keys of picture files. The hash of a file is remembered beside the store as long as its size and time of change stay as they were."""
-
-    def __init__(self, folder: Path, name: str, settings: str):
-        self._path, self._settings = folder / f"images-{name}.jsonl", settings
-        self._known: dict[str, tuple[int, int, str]] = {}  # path -> size, time, SHA-256 of the bytes
-        for path in folder.glob("images-*.jsonl"):
-            for line in path.read_bytes().splitlines():
-                try:
-                    image, *status = json.loads(line)
-                except ValueError:  # cut off by a crash
-                    continue
-                self._known[image] = tuple(status)
-
-    def __enter__(self) -> ImageKeys:
-        self._file = open(self._path, "ab", buffering=0)  # one write per line: safe from any thread
-        self._file.write(b"\n")  # ends a line that a crash cut off
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-    def of(self, image: Path) -> str:
-        """SHA-256 over the file's bytes and what decides the tokens' values. Raises DataError if the file cannot be read."""
-        name = str(image.absolute())
-        if not image.is_file():  # a pipe would be read for ever
-            raise DataError(f"{image}: no such file.")
-        try:
-            status = image.stat()
-            seen = self._known.get(name)
-            if seen is None or seen[:2] != (status.st_size, status.st_mtime_ns):
-                seen = (status.st_size, status.st_mtime_ns, _sha256(image))
-                with suppress(OSError):  # a full disk is not this picture's fault, and the list only saves time
-                    self._file.write(json.dumps([name, *seen]).encode() + b"\n")
-        except OSError as error:
-            raise DataError(f"{image} cannot be read ({error.strerror}).") from error
-        return hashlib.sha256(f"{seen[2]} {self._settings}".encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _pixels(record: Record, clip: VisionTextCLIP) -> Tensor:
     """The picture as the model wants it, [3,H,W]."""
     image = load_image(record)
-    if max(image.size) > MOST_ELONGATED * min(image.size):
-        raise DataError(f"{record.name}: {image.width} x {image.height} pixels; expected sides that differ by at most {MOST_ELONGATED} times.")
+    refuse_elongated(record.name, image.size)
     return clip.preprocess(image)
-
-
-def _ahead(pool: ThreadPoolExecutor, prepare: Callable, items: Iterable, ahead: int) -> Iterator[tuple[object, Future]]:
-    """Items in order with the futures of prepare(item), of which at most `ahead` are under way; leaving early cancels the rest."""
-    under_way: deque[tuple[object, Future]] = deque()
-    try:
-        for item in items:
-            under_way.append((item, pool.submit(prepare, item)))
-            if len(under_way) > ahead:
-                yield under_way.popleft()
-        while under_way:
-            yield under_way.popleft()
-    finally:
-        for _, future in under_way:
-            future.cancel()

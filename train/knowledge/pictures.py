@@ -72,7 +72,7 @@ def _extracted(run: Run, clip: VisionTextCLIP, dataset: Dataset, held_out: float
         named = gather_object([(record.name, key) for record, key in keyed])
         keyed = [(dataset.records[place[name]], key) for name, key in sorted(named, key=lambda pair: place[pair[0]])]
         problems = gather_object(problems)
-    report = report_of(dataset, [*dataset.problems, *problems])
+    report = report_of(len(dataset.records), dataset.problems, problems)
     if report.problems and not run.dry:
         counts = ", ".join(f"{number} {kind}" for kind, number in report.counts.items())
         run.say(f"data: {report.usable} of {report.records} pictures can be used; {counts}; listed in {run.folder / PROBLEMS}")
