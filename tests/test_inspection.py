@@ -16,6 +16,7 @@ from train.__main__ import main
 from train.features.store import FeatureStore
 from train.inspection import describe
 from train.knowledge.codebook_file import CodebookFile, save_codebook
+from train.mini.estimator import PoseEstimator, save_estimator
 from train.run.checkpoint import save_checkpoint
 
 import_host()
@@ -28,10 +29,11 @@ BROKEN = 150
 def files(tmp_path_factory) -> dict:
     """One sound file of each format."""
     folder = tmp_path_factory.mktemp("files")
-    paths = {name: folder / f"{name}.safetensors" for name in ("knowledge_base", "adapter", "codebook")}
+    paths = {name: folder / f"{name}.safetensors" for name in ("knowledge_base", "adapter", "codebook", "estimator")}
     save_knowledge_base(paths["knowledge_base"], fresh_knowledge_base(entries=20, grid=(3, 4), width=8, text_width=6, hidden=5))
     save_small_adapter(paths["adapter"])
     save_codebook(paths["codebook"], CodebookFile(torch.randn(20, 8), {"model": "tiny"}, {"mse": 0.5}))
+    save_estimator(paths["estimator"], PoseEstimator((8, 8, 8, 8)), {"seed": 0}, {"unseen": {"pck@0.2": 0.9}})
     paths["checkpoint"] = save_checkpoint(folder / "kmeans", 7, {"inputs": "x", "stage": {"entries": torch.randn(20, 8)}}, keep=1)
     return paths
 
@@ -52,6 +54,7 @@ def test_each_format_is_told(files, tmp_path):
         "training": {"mse": 0.5},
     }
     assert describe(files["checkpoint"])["step"] == 7 and describe(files["checkpoint"])["stage"] == "kmeans"
+    assert describe(files["estimator"])["judged"] == {"unseen": {"pck@0.2": 0.9}}
     FeatureStore.open(tmp_path / "tokens", (4, 8), "float16", {"holds": "tokens"})
     features = describe(tmp_path / "tokens")
     assert (features["rows"], features["shape"], features["holds"]) == (0, [4, 8], "tokens")
@@ -89,7 +92,7 @@ def broken_files(files, folder, count: int) -> list:
             content += draw.randbytes(draw.randrange(1, 50))
         elif way == 6:
             tensors = {"codebook.weight": torch.full((4, 3), float("nan"))}
-            form = draw.choice(["kbdm.knowledge_base", "kbdm.adapter", "kbdm.codebook", "kbdm.checkpoint", "lora", ""])
+            form = draw.choice(["kbdm.knowledge_base", "kbdm.adapter", "kbdm.codebook", "kbdm.mini_estimator", "kbdm.checkpoint", "lora", ""])
             config = draw.choice(["", "[]", "{", '{"step": []}', '{"step": 1, "tree": {"dict": [["a", {"tensor": "no"}]]}}', "1" * 5000])
             save_file(tensors, path, {"format": form, "format_version": "1", "config": config})
         else:

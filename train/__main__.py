@@ -18,6 +18,7 @@ COMMANDS = {  # name: module, dataclass, function, what it does
     "mini autoencoder": (MINI, "AutoencoderCommand", "autoencoder", "the miniature's autoencoder, from drawn scenes"),
     "mini clip": (MINI, "ClipCommand", "clip", "the miniature's CLIP, from drawn scenes and their captions"),
     "mini unet": (MINI, "UNetCommand", "unet", "the miniature's UNet, from drawn scenes, the autoencoder and the CLIP"),
+    "mini estimator": (MINI, "EstimatorCommand", "estimator", "the estimator that judges the miniature's poses, from drawn scenes of its own"),
     "inspect": ("train.inspection", "InspectCommand", "inspect", "tell what a file is"),
 }
 TABLES = {  # the tables that recipes may hold: module, dataclass
@@ -29,6 +30,7 @@ TABLES = {  # the tables that recipes may hold: module, dataclass
     "autoencoder": ("train.mini.autoencoder", "AutoencoderTable"),
     "mini_clip": ("train.mini.clip", "MiniClipTable"),
     "unet": ("train.mini.unet", "UNetTable"),
+    "estimator": ("train.mini.estimator_training", "EstimatorTable"),
     "run": ("train.run.loop", "RunTable"),
 }
 

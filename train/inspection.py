@@ -19,6 +19,8 @@ from kbdm_core.knowledge_base import load_knowledge_base
 from train.features import store
 from train.knowledge import codebook_file
 from train.knowledge.codebook_file import load_codebook
+from train.mini import estimator
+from train.mini.estimator import read_estimator
 from train.run import checkpoint
 from train.run.checkpoint import load_checkpoint
 
@@ -28,7 +30,7 @@ class InspectCommand:
     """Tell what files are, and whether they are sound."""
 
     files: Positional[tuple[Path, ...]] = ()
-    """Knowledge bases, adapters, codebooks, checkpoints, or folders of features."""
+    """Knowledge bases, adapters, codebooks, pose estimators, checkpoints, or folders of features."""
     json: bool = False
     """Print one JSON object a line instead of text."""
 
@@ -101,6 +103,12 @@ def _codebook(path: Path) -> dict[str, Any]:
     return {"entries": entries, "width": width, "clip": file.clip, "training": file.training}
 
 
+def _estimator(path: Path) -> dict[str, Any]:
+    found, config = read_estimator(path)
+    weights = sum(value.numel() for value in found.parameters())
+    return {"weights": weights, "judged": config.get("judged"), "training": config.get("training")}
+
+
 def _checkpoint(path: Path) -> dict[str, Any]:
     step, state = load_checkpoint(path)
     return {"stage": path.parent.name, "step": step, "holds": sorted(state)}
@@ -122,6 +130,7 @@ READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     knowledge_base.FORMAT: _knowledge_base,
     adapter_file.FORMAT: _adapter,
     codebook_file.FORMAT: _codebook,
+    estimator.FORMAT: _estimator,
     checkpoint.FORMAT: _checkpoint,
 }
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import open_clip
 from tyro.conf import arg
 
+from kbdm_core.errors import KBDMError
 from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
 from train.mini.checkpoint import write_checkpoint
 from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, tokenised
-from train.mini.scenes import WorldTable, captions, drawn, rendered
+from train.mini.estimator import save_estimator
+from train.mini.estimator_training import EstimatorTable, EstimatorTraining, own_error
+from train.mini.scenes import WorldTable, captions, drawn, poses, rendered
 from train.mini.text_tower import filled_up, text_model
 from train.mini.unet import UNetTable, UNetTraining, scaled_latents
 from train.mini.world.dataset import SPLITS
@@ -25,6 +29,7 @@ from train.run.start import begin, open_run
 ASSETS = Path("assets/mini")
 DRY_SCENES = 64  # that stand for all in a dry run
 UNSEEN = 256  # held-out scenes on which a stage is judged
+JUDGED = 512  # scenes of each of two splits on which the estimator is judged
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,17 @@ class UNetCommand(Command):
     """What `mini clip` has written."""
     unet: Annotated[UNetTable, arg(name="")] = UNetTable()
     world: WorldTable = WorldTable()
+    run: RunTable = RunTable()
+
+
+@dataclass(frozen=True)
+class EstimatorCommand(Command):
+    """The pose estimator that the miniature's pictures are judged by, from drawn scenes of its own split and their poses."""
+
+    output: Path = ASSETS / "estimator.safetensors"
+    """The file to write."""
+    estimator: Annotated[EstimatorTable, arg(name="")] = EstimatorTable()
+    world: WorldTable = WorldTable(first=SPLITS["estimator"].start)
     run: RunTable = RunTable()
 
 
@@ -108,9 +124,33 @@ def unet(recipe: UNetCommand) -> None:
             print(json.dumps({"output": str(recipe.output)}))
 
 
-def _scenes(run: Run, world: WorldTable) -> tuple[np.ndarray, list[str]]:
-    """Pictures and captions of the table's scenes; in a dry run those of a few, which are not kept."""
+def estimator(recipe: EstimatorCommand) -> None:
+    """`python -m train mini estimator`. Raises KBDMError for scenes of another split, or for those on which it will be judged."""
+    own, world = SPLITS["estimator"], recipe.world
+    unseen = range(own.stop - JUDGED, own.stop)
+    if world.first not in own or world.first + world.scenes > unseen.start:
+        raise KBDMError(
+            f"[world] asks for the scenes {world.first} to {world.first + world.scenes - 1}; the estimator learns from {own.start} to "
+            f"{unseen.start - 1} alone: those above are kept to judge it, and all others are for the pictures that it will judge. "
+            f"Set first = {own.start}."
+        )
+    with open_run(recipe) as run:
+        pictures, truth = _scenes(run, world, poses)
+        begin(run, recipe)
+        stage = EstimatorTraining(run, recipe.estimator, pictures, truth)
+        run.train(stage)
+        if run.is_main and not run.dry:
+            result, judged = stage.average.module.cpu().eval().half().float(), {}  # as it will be loaded
+            for name, first in (("unseen", unseen.start), ("held_out", SPLITS["held-out"].start)):
+                judging = replace(world, first=first, scenes=JUDGED)
+                judged[name] = own_error(result, rendered(judging, run.signals.check), poses(judging))
+            save_estimator(recipe.output, result, resolved(recipe), judged)
+            print(json.dumps({"output": str(recipe.output), **judged}))
+
+
+def _scenes(run: Run, world: WorldTable, told: Callable[[WorldTable], Any] = captions) -> tuple[np.ndarray, Any]:
+    """Pictures of the table's scenes and what is told of them; in a dry run those of a few, which are not kept."""
     if run.dry:
         world = replace(world, scenes=DRY_SCENES)
-        return drawn(world.first, DRY_SCENES), captions(world)
-    return rendered(world, run.signals.check), captions(world)
+        return drawn(world.first, DRY_SCENES), told(world)
+    return rendered(world, run.signals.check), told(world)

@@ -18,6 +18,7 @@ from annotated_types import Ge
 from torch import Tensor
 from tqdm import tqdm
 
+from kbdm_core.keypoints import Pose
 from train.mini.world.render import render
 from train.mini.world.scene import scene
 
@@ -68,6 +69,11 @@ def rendered(table: WorldTable, check: Callable[[], None]) -> np.ndarray:
 def captions(table: WorldTable) -> list[str]:
     """The captions of the table's scenes."""
     return [scene(table.first + number).caption for number in range(table.scenes)]
+
+
+def poses(table: WorldTable) -> list[Pose]:
+    """The poses of the people in the table's scenes, each person's joints as they can be seen."""
+    return [scene(table.first + number).pose for number in range(table.scenes)]
 
 
 def as_batch(pictures: np.ndarray, items: Tensor, flip: Tensor | None = None) -> Tensor:
