@@ -82,15 +82,17 @@ def adapter_guidance(
     kb_strength: float = 1.0,
     dm_strength: float = 1.0,
     pose_strength: float = 1.0,
+    pose_masks: tuple[Tensor, Tensor] | None = None,
 ) -> Guidance:
     """Bind an adapter to its inputs. A section whose input is missing, whose strength is 0, or that the adapter lacks, is off.
 
     kb_tokens: (positive [P,N,C], negative [Q,N,C]); pose_image [P,H,W,3] in 0..1; mask [M,H,W]. Without a mask, `dm` uses the
-    fine mask derived from the pose picture. The strengths multiply the sections' scale, blend and residuals.
+    fine mask derived from the pose picture. The strengths multiply the sections' scale, blend and residuals. pose_masks: the coarse and
+    the fine mask [P,h,w], where they have been derived from the pose picture before.
     """
     sections, options = adapter.sections, adapter.options
-    coarse = fine = None
-    if pose_image is not None:
+    coarse, fine = pose_masks or (None, None)
+    if pose_image is not None and pose_masks is None:
         coarse, fine = (mask_from_picture(pose_image, POSE_THRESHOLD, dilation_of(px, *pose_image.shape[1:3])) for px in (COARSE, FINE))
     use = mask if mask is not None else fine
     dynamic_mask = kb = pose = None

@@ -82,16 +82,20 @@ class KBPort:
 
     def rows(self, roles: tuple[str, ...], images: int, device: torch.device) -> Tensor:
         """Which token set each image of the batch attends to: index [B] into positive || negative."""
-        positive = match_batch(torch.arange(self.positive.shape[0], device=device), images)
-        negative = match_batch(torch.arange(self.negative.shape[0], device=device), images) + self.positive.shape[0]
-        return torch.cat([negative if role == NEGATIVE else positive for role in roles])
+        positive = torch.arange(self.positive.shape[0], device=device)
+        negative = torch.arange(self.negative.shape[0], device=device) + self.positive.shape[0]
+        return torch.cat([match_batch(negative if role == NEGATIVE else positive, images) for role in roles])
+
+    def prepared(self, block: Block, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [P+Q,N,c] of one block, made when first asked for."""
+        key = (block.index, device, dtype)
+        if key not in self._cache:
+            tokens = torch.cat([self.positive, self.negative]).to(device=device, dtype=dtype)
+            self._cache[key] = self.attention.project(tokens, block)
+        return self._cache[key]
 
     def __call__(self, block: Block, q: Tensor, heads: int, rows: Tensor, attention: Attention) -> Tensor:
         """strength * scale * attention(q, K_kb, V_kb). q [B,n,c] -> [B,n,c]; added to the text attention before to_out."""
-        key = (block.index, q.device, q.dtype)
-        if key not in self._cache:
-            tokens = torch.cat([self.positive, self.negative]).to(device=q.device, dtype=q.dtype)
-            self._cache[key] = self.attention.project(tokens, block)
-        k, v = (x[rows] for x in self._cache[key])  # [B, N, c]
+        k, v = (x[rows] for x in self.prepared(block, q.device, q.dtype))  # [B, N, c]
         scale = self.attention.block(block).scale.to(q) * self.strength
         return attention(q, k, v, heads) * scale

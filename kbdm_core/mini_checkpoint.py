@@ -85,8 +85,8 @@ def load_mini_checkpoint(path: str | os.PathLike) -> MiniCheckpoint:
     last = file.tensor(f"{UNET}out.2.weight", (None, None, 3, 3))
     keys = file.tensor(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (None, None))
     unet_widths = tuple(_width(file, f"{UNET}input_blocks.{1 + 3 * level}.0.out_layers.3.weight") for level in range(LEVELS))
-    widths = tuple(_width(file, f"{AUTOENCODER}encoder.down.{level}.block.0.conv2.weight") for level in range(LEVELS))
-    layers = _count(file, f"{AUTOENCODER}encoder.down.0.block.")
+    widths = tuple(_width(file, f"{AUTOENCODER}decoder.up.{level}.block.0.conv2.weight") for level in range(LEVELS))
+    layers = _count(file, f"{AUTOENCODER}decoder.up.0.block.") - 1  # the decoder has one more per level than the encoder
     z_channels = file.tensor(f"{AUTOENCODER}decoder.conv_in.weight", (None, None, 3, 3)).shape[1]
     latents = file.tensor(f"{AUTOENCODER}post_quant_conv.weight", (None, None, 1, 1)).shape[1]
     return MiniCheckpoint(

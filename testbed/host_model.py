@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from testbed.host import import_host
+from testbed.random_weights import randomise
 
 import_host()
 
@@ -20,17 +21,6 @@ SD15_UNET = {
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": 64, "use_linear_in_transformer": False,
     "adm_in_channels": None, "use_temporal_attention": False, "use_temporal_resblock": False, "legacy": False, "dtype": torch.float32,
 }  # fmt: skip
-
-
-def randomise(module: torch.nn.Module, seed: int = 0) -> None:
-    """Random weights of sensible scale everywhere, also where the host leaves them zero or uninitialised."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim <= 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + (name.endswith("weight") * 1.0))
-            else:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
 
 
 def host_model(config_class: str = "SD15", seed: int = 0, compute_dtype: torch.dtype | None = None, **changes):

@@ -92,15 +92,17 @@ def test_the_unets_names_and_shapes_are_those_of_the_hosts_own_class():
     assert shapes(ldm_unet(ours.state_dict())) == shapes(theirs.state_dict())
 
 
-def test_the_autoencoders_names_and_shapes_are_those_of_the_hosts_own_class():
+@pytest.mark.parametrize(("widths", "layers"), [((64,) * 4, 0), ((32, 32, 64, 128), 1)], ids=["the miniature's", "another"])
+def test_the_autoencoders_names_and_shapes_are_those_of_the_hosts_own_class(widths, layers):
     from comfy.ldm.models.autoencoder import AutoencoderKL as HostAutoencoder
 
     ddconfig = {
-        "double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2, 4],
-        "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+        "double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3, "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths], "num_res_blocks": layers, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
     with torch.device("meta"):
-        ours, theirs = AutoencoderKL(**mini_autoencoder.CONFIG), HostAutoencoder(ddconfig=ddconfig, embed_dim=4)
+        ours = AutoencoderKL(**{**mini_autoencoder.CONFIG, "block_out_channels": widths, "layers_per_block": layers})
+        theirs = HostAutoencoder(ddconfig=ddconfig, embed_dim=4)
     assert shapes(ldm_autoencoder(ours.state_dict())) == shapes(theirs.state_dict())
 
 

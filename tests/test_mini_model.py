@@ -215,7 +215,7 @@ def of_config(table: str, key: str, value: object):
 
 
 TIME, DEEP = f"{UNET}time_embed.0.weight", f"{UNET}output_blocks.11.1.norm.weight"
-CONV, QUANT = f"{AUTOENCODER}encoder.down.2.block.0.conv2.weight", f"{AUTOENCODER}quant_conv.bias"
+CONV, QUANT = f"{AUTOENCODER}decoder.up.2.block.0.conv2.weight", f"{AUTOENCODER}quant_conv.bias"
 BROKEN_CHECKPOINTS = [
     (lambda t, m: t.pop(f"{UNET}input_blocks.0.0.weight"), ["input_blocks.0.0.weight", "none of that name"]),
     (lambda t, m: t.pop(DEEP), [DEEP, "[64]", "none of that name"]),

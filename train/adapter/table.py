@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, MultipleOf
+from annotated_types import Ge, Le
 
 from kbdm_core.adapter import SECTIONS, AdapterOptions
-from kbdm_core.errors import KBDMError
 
 Rate = Annotated[float, Ge(0)]
 
@@ -21,7 +20,9 @@ class AdapterTable:
     sections: tuple[Literal["kb", "dm", "pose"], ...] = SECTIONS
     """Parts of the adapter: kb (knowledge base), dm (dynamic mask), pose (pose branch). With a frozen ControlNet: kb and dm."""
     knowledge_base: Path | None = None
-    """The knowledge base of the section kb, from `train knowledge-base`."""
+    """The knowledge base of the section kb, from `train knowledge-base`; needed if that is among the sections."""
+    controlnet: Path | None = None
+    """A stock ControlNet for SD1.5 (.safetensors), frozen beside the base: it carries the pose, so that sections can be kb and dm."""
     init: Path | None = None
     """An adapter to go on from, instead of a fresh one; its sections must be those above."""
     steps: Annotated[int, Ge(0)] = 0
@@ -32,8 +33,6 @@ class AdapterTable:
     """Pictures per optimiser step, on all processes together."""
     accumulate: Annotated[int, Ge(1)] = 1
     """Into how many parts, one after the other, each process cuts its share of a batch: less memory, the same gradient."""
-    resolution: Annotated[int, Ge(64), MultipleOf(8)] = 512
-    """Pictures are cut to aspect-ratio buckets of at most resolution x resolution pixels."""
     optimiser: Literal["adam", "adamw"] = "adam"
     """The paper's is adam."""
     learning_rate: Rate = 1e-5
@@ -74,12 +73,6 @@ class AdapterTable:
     """How the paper is read where it is silent."""
     export: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the weights in the file that is written."""
-
-    def __post_init__(self) -> None:
-        if not self.sections or len(set(self.sections)) != len(self.sections):
-            raise KBDMError(f"[adapter] sections is {list(self.sections)}; expected one or more of {', '.join(SECTIONS)}, each once.")
-        if "kb" in self.sections and self.knowledge_base is None:
-            raise KBDMError("[adapter] sections has kb, but no knowledge_base is named; make one with `train knowledge-base`, or leave kb out.")
 
     def rate(self, section: str) -> float:
         """The learning rate of a section's weights."""

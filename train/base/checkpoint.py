@@ -44,7 +44,8 @@ class BaseFile:
     def size(self, key: str, axis: int) -> int:
         """Size of a tensor along an axis. Raises FileFormatError if the file is no SD1.5 checkpoint."""
         if key not in self.tensors or self.tensors[key].ndim <= axis:
-            raise self.fail(f"tensor '{key}'", "the layout of an SD1.5 checkpoint", "none of that name" if key not in self.tensors else "another shape")
+            found = "another shape" if key in self.tensors else "none of that name"
+            raise self.fail(f"tensor '{key}'", "the layout of an SD1.5 checkpoint", found)
         return self.tensors[key].shape[axis]
 
     def has(self, prefix: str) -> bool:

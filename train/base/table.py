@@ -15,8 +15,6 @@ class BaseTable:
     """A single-file .safetensors checkpoint of SD1.5 or of any fine-tune of it."""
     text_encoder: str = ""
     """Where the text encoder is, if not in the checkpoint: local-dir:FOLDER of an OpenCLIP model. The miniature's lies in assets/mini/clip."""
-    controlnet: Path | None = None
-    """A stock ControlNet for SD1.5 (.safetensors), frozen beside the base: it carries the pose, so sections can be kb and dm."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the frozen weights in memory; auto: that of [run] precision. What is trained stays float32."""
     gradient_checkpointing: bool = False

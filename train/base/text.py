@@ -68,5 +68,5 @@ def text_encoder(file: BaseFile, place: str) -> TextEncoder:
     try:
         clip = open_clip.create_model(place).eval()
     except Exception as error:  # whatever OpenCLIP meets in a folder
-        raise KBDMError(f"base.text_encoder {place} cannot be loaded ({error}); expected open_clip_config.json and weights in that folder.") from error
+        raise KBDMError(f"base.text_encoder {place} cannot be loaded ({error}); expected open_clip_config.json and weights there.") from error
     return TextEncoder(text_model(clip))

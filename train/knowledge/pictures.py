@@ -16,6 +16,7 @@ from torch import Tensor
 from kbdm_core.errors import KBDMError
 from train.data.records import Dataset, DataTable
 from train.data.sources import open_dataset
+from train.data.split import split
 from train.data.validate import report_of, save_report
 from train.features.clip import VisionTextCLIP
 from train.features.extract import extract_texts, extract_tokens, text_store, token_store
@@ -91,7 +92,7 @@ def _extracted(run: Run, clip: VisionTextCLIP, dataset: Dataset, held_out: float
     captions = embedded(groups, embed)
     tokens.refresh()
     keys = [key for _, key in keyed]
-    train, held = _split(keys, held_out)
+    train, held = split(keys, held_out)
     source = {"model": clip.table.model, "pretrained": clip.table.pretrained, "space": clip.table.space, "fingerprint": clip.fingerprint}
     train_rows = tokens.rows([keys[item] for item in train.tolist()])
     return Pictures(tokens.rows(keys), captions, train, held, train_rows, source, clip.text_projection, clip.grid)
@@ -105,15 +106,3 @@ def _repeated(few: Pictures, items: int, held_out: float) -> Pictures:
     held = torch.arange(int(items * held_out))
     train = torch.arange(len(held), items)
     return replace(few, rows=rows, captions=captions, train=train, held_out=held, train_rows=RepeatedRows(rows.rows, len(train)))
-
-
-def _split(keys: Sequence[str], held_out: float) -> tuple[Tensor, Tensor]:
-    """Item numbers to train on and to hold out, by the hash of the picture: it stays on its side when others come or go."""
-    if not held_out:
-        return torch.arange(len(keys)), torch.arange(0)
-    shares = torch.tensor([int(key[:13], 16) / 16**13 for key in keys], dtype=torch.float64)
-    held = shares < held_out
-    if len(set(keys)) > 1:  # both sides need a picture
-        held |= shares == shares.min()
-        held &= shares != shares.max()
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]

@@ -56,7 +56,10 @@ class Stage(Protocol):
     """A fingerprint of what it learns from."""
 
     def step(self, index: int) -> dict[str, float | torch.Tensor]:
-        """Do step `index` (from 0) and tell its figures. If it raises Interrupted, `state` must still be that before the step."""
+        """Do step `index` (from 0) and tell its figures; those with a / in their name go to the journal alone.
+
+        If it raises Interrupted, `state` must still be that before the step.
+        """
 
     def finished(self) -> bool:
         """Whether the stage has ended before its last step."""
@@ -163,7 +166,7 @@ class Run:
                     if index % self.table.log_every == 0 or index == stage.steps or stage.finished():
                         figures = {name: float(value) / count for name, value in sums.items()}
                         sums, count = {}, 0
-                        bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
+                        bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items() if "/" not in name})
                         if self.journal is not None:
                             self.journal.write(stage.name, index, figures)
                     (due,) = self._highest(int(time.monotonic() - saved_at >= self.table.checkpoint_seconds))
@@ -209,7 +212,7 @@ class Run:
         start = time.monotonic()
         figures = stage.step(0)
         seconds = time.monotonic() - start
-        shown = ", ".join(f"{name} {float(value):.4g}" for name, value in figures.items())
+        shown = ", ".join(f"{name} {float(value):.4g}" for name, value in figures.items() if "/" not in name)
         memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of RAM at most so far"
         if self.device.type == "cuda":
             memory += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory"
