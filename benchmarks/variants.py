@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import torch
 
-from testbed.host_model import host_model, predict, randomise
+from testbed.host_model import host_model, predict
 from testbed.pack import PACKAGE, load_node_module
+from testbed.random_weights import randomise
 
 import comfy.cldm.cldm  # isort: skip
 import comfy.controlnet  # isort: skip

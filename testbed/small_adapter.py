@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from testbed.host_model import WIDTHS, randomise
+from testbed.host_model import WIDTHS
 from testbed.pack import PACKAGE, load_node_module
+from testbed.random_weights import randomise
 
 nodes = load_node_module("adapter")
 core_adapter = importlib.import_module(f"{PACKAGE}.kbdm_core.adapter")

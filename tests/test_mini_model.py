@@ -14,8 +14,9 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from testbed.host_model import predict, randomise, sample
+from testbed.host_model import predict, sample
 from testbed.pack import PACKAGE, load_node_module
+from testbed.random_weights import randomise
 from testbed.small_adapter import random_adapter, steer
 from testbed.tiny_clip import CONFIG as TINY_CLIP
 from testbed.tiny_clip import write_tiny_clip

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from testbed.host import import_host
-from testbed.host_model import SD15_UNET, WIDTHS, randomise, sample, text
+from testbed.host_model import SD15_UNET, WIDTHS, sample, text
 from testbed.host_nodes import run_host_node
 from testbed.ip_adapter import GrowingReplace, add_ip_adapter
 from testbed.pack import load_node_module
+from testbed.random_weights import randomise
 from testbed.small_adapter import steer
 
 comfy = import_host()
