@@ -16,14 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from testbed.host_model import predict, sample
 from testbed.pack import PACKAGE, load_node_module
-from testbed.random_weights import randomise
+from testbed.random_mini import write_mini_base
 from testbed.small_adapter import random_adapter, steer
-from testbed.tiny_clip import CONFIG as TINY_CLIP
 from testbed.tiny_clip import write_tiny_clip
 from train.mini import autoencoder as mini_autoencoder
 from train.mini import clip as mini_clip
 from train.mini import unet as mini_unet
-from train.mini.checkpoint import write_checkpoint
 from train.mini.text_tower import filled_up, text_model
 
 node = load_node_module("mini_model")
@@ -36,20 +34,10 @@ UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 PROMPTS = ["oil painting, a woman in a red shirt", ""]
 
 
-def write_mini(folder, unet=None, autoencoder=None, **text) -> None:
-    """The miniature's files with random weights. unet, autoencoder: other configurations; text: of the text tower's."""
-    models = UNet2DConditionModel(**(unet or mini_unet.CONFIG)), AutoencoderKL(**(autoencoder or mini_autoencoder.CONFIG))
-    for model in models:
-        randomise(model)
-    write_checkpoint(folder / "checkpoint.safetensors", *models, {})
-    text = {**TINY_CLIP["text_cfg"], "width": TEXT_WIDTH, "heads": 4, "layers": 3, **text}
-    write_tiny_clip(folder / "clip", text_cfg=text, vision_cfg={"layers": 1})
-
-
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
-    write_mini(folder)
+    write_mini_base(folder)
     return folder
 
 
@@ -158,7 +146,7 @@ def test_ksampler_draws_with_and_without_an_adapter(loaded):
 def test_all_sizes_come_from_the_files(tmp_path):
     unet = {**mini_unet.CONFIG, "block_out_channels": (32, 64, 96, 32), "cross_attention_dim": 48}
     autoencoder = {**mini_autoencoder.CONFIG, "block_out_channels": (32, 64, 32, 96), "layers_per_block": 2}
-    write_mini(tmp_path, unet, autoencoder, width=48, heads=6, layers=1)
+    write_mini_base(tmp_path, unet, autoencoder, width=48, heads=6, layers=1)
     model, clip, vae = load(tmp_path)
     assert sd15_model.block_widths(model) == (32, 64, 96, 32)
     assert_same_noise(model, diffusers_unet(tmp_path, unet), 48)
