@@ -13,7 +13,7 @@ REQUIREMENTS := requirements.txt tests/requirements-host.txt
 .PHONY: help demo test bench lint
 
 help:
-	@echo "make demo   run the shipped workflows in a real ComfyUI; pictures and report.json go to demo/out/"
+	@echo "make demo   prompts x poses on the miniature in a real ComfyUI; grid.png, attention.png and report.json go to demo/out/"
 	@echo "make test   all tests, in a real ComfyUI"
 	@echo "make bench  what the guidance costs per step, and the codebook trainer beside other libraries"
 	@echo "make lint   ruff"

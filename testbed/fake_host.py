@@ -1,15 +1,25 @@
-"""ComfyUI's HTTP API without ComfyUI, for the tests of the demo: python fake_host.py PORT [deaf]."""
+"""ComfyUI's HTTP API without ComfyUI, for the tests of the demo: python fake_host.py PORT [deaf] [hangs].
+
+It draws plain pictures for the preview and save nodes of a graph. deaf: to signals; hangs: in the second graph, in mid-sampling.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import signal
 import sys
+import zlib
 
 from aiohttp import web
+from PIL import Image
+
+SIDE = 128  # px of its pictures
 
 routes = web.RouteTableDef()
 sockets: list[web.WebSocketResponse] = []
+graphs: list[dict] = []
 
 
 @routes.get("/ws")
@@ -26,12 +36,15 @@ async def queue(request: web.Request) -> web.Response:
     graph = (await request.json())["prompt"]
     if not graph:
         return web.json_response({"error": "empty"}, status=400)
+    graphs.append(graph)
     await say("execution_cached", nodes=["0"])
     await say("executing", node="1")
     if "fail" in graph:
         await say("execution_error", node_type="KSampler", exception_message="too hot", traceback=["line 1"])
     for step in (1, 2):
         await say("progress", value=step, max=2)
+        if "hangs" in sys.argv and len(graphs) == 2:
+            await asyncio.sleep(3600)
     await sockets[-1].send_bytes(b"preview")
     await say("executing", node="2")
     await say("executing", node=None)
@@ -40,12 +53,33 @@ async def queue(request: web.Request) -> web.Response:
 
 @routes.get("/history/7")
 async def history(request: web.Request) -> web.Response:
-    return web.json_response({"7": {"outputs": {"2": {"images": [{"filename": "a.png", "type": "temp"}]}}}})
+    graph = graphs[-1]
+    shown = {key: pictures_of(graph, node) for key, node in graph.items() if node.get("class_type") in ("PreviewImage", "SaveImage")}
+    names = {key: [f"{key}-{number}.png" for number in range(count)] for key, count in shown.items()} or {"2": ["a.png"]}
+    outputs = {key: {"images": [{"filename": name, "type": "temp"} for name in files]} for key, files in names.items()}
+    return web.json_response({"7": {"outputs": outputs}})
+
+
+def pictures_of(graph: dict, node: dict) -> int:
+    """As many as the batch, if they come from a sampler."""
+    source = graph[node["inputs"]["images"][0]]["class_type"]
+    batches = [each["inputs"]["batch_size"] for each in graph.values() if each["class_type"] == "EmptyLatentImage"]
+    return batches[0] if source == "VAEDecode" else 1
 
 
 @routes.get("/view")
 async def view(request: web.Request) -> web.Response:
-    return web.Response(body=request.query["filename"].encode())
+    name = request.query["filename"]
+    if name == "a.png":
+        return web.Response(body=name.encode())
+    content, colour = io.BytesIO(), zlib.crc32(name.encode())
+    Image.new("RGB", (SIDE, SIDE), (colour & 255, colour >> 8 & 255, colour >> 16 & 255)).save(content, "PNG")
+    return web.Response(body=content.getvalue())
+
+
+@routes.get("/object_info")
+async def offered(request: web.Request) -> web.Response:
+    return web.json_response({"KSampler": {}, "KBDMLoadMini": {}})
 
 
 @routes.get("/system_stats")
