@@ -77,6 +77,9 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
     start = time.monotonic()
     if recipe.base.checkpoint is None:
         raise KBDMError("no base was given: name a single-file SD1.5 checkpoint with --base.checkpoint FILE.safetensors.")
+    inputs = (recipe.base.checkpoint, recipe.adapter.knowledge_base, recipe.adapter.init)
+    if any(path is not None and path.resolve() == recipe.output.resolve() for path in inputs):
+        raise KBDMError(f"{recipe.output} is to be read and to be written; name another file with --output.")
     with open_run(recipe) as run:
         table, file = recipe.adapter, read_base(recipe.base.checkpoint)
         dtype = _dtype(recipe)
