@@ -14,13 +14,13 @@ from tyro.conf import arg
 
 from kbdm_core.errors import KBDMError
 from train.base.checkpoint import autoencoder_of, read_base
+from train.base.text_tower import filled_up, text_model
 from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
 from train.mini.checkpoint import write_checkpoint
 from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, tokenised
 from train.mini.estimator import save_estimator
 from train.mini.estimator_training import EstimatorTable, EstimatorTraining, own_error
 from train.mini.scenes import WorldTable, captions, drawn, poses, rendered
-from train.mini.text_tower import filled_up, text_model
 from train.mini.unet import UNetTable, UNetTraining, scaled_latents
 from train.mini.world.dataset import SPLITS
 from train.run.loop import Run, RunTable
