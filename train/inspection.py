@@ -95,7 +95,8 @@ def _adapter(path: Path) -> dict[str, Any]:
     adapter, info = load_adapter(path)
     sections = {name: sum(value.numel() for value in getattr(adapter, name).parameters()) for name in adapter.sections}
     hashes = {"base": info.base, "base_sha256": info.base_sha256, "codebook_sha256": info.codebook_sha256}
-    return {"sections": sections, **hashes, "training": info.training, "options": vars(adapter.options) if hasattr(adapter.options, "__dict__") else str(adapter.options)}
+    options = vars(adapter.options) if hasattr(adapter.options, "__dict__") else str(adapter.options)
+    return {"sections": sections, **hashes, "options": options, "training": info.training}
 
 
 def _codebook(path: Path) -> dict[str, Any]:
