@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from kbdm_core.adapter import SECTIONS, fresh_adapter, sd15_sizes
 from kbdm_core.adapter_file import save_adapter
@@ -17,7 +18,7 @@ from testbed.tiny_base import WIDTHS, tiny_models, write_tiny_base, write_tiny_k
 from testbed.training import small_run
 from train.adapter.commands import encoder
 from train.adapter.conditions import KBAnswers
-from train.adapter.objective import AdapterObjective, Inputs
+from train.adapter.objective import NOISE, AdapterObjective, Inputs
 from train.adapter.sampling import noise_of, scheduler
 from train.adapter.table import AdapterTable
 from train.adapter.training import AdapterTraining, make_optimiser, project_blend
@@ -80,8 +81,8 @@ def test_a_fresh_adapter_leaves_the_bases_own_error(unet):
     inputs = some_inputs()
     with torch.no_grad():
         steered = AdapterObjective(fresh_adapter(SIZES), unet)(inputs)
-        noisy = AdapterObjective(fresh_adapter(SIZES), unet).schedule.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
-        plain = (unet(noisy, inputs.timesteps, inputs.states).sample - inputs.noise).square().mean((1, 2, 3))
+        noisy = DDPMScheduler(**NOISE).add_noise(inputs.latents, inputs.noise, inputs.timesteps)
+        plain = (tiny_models()[0](noisy, inputs.timesteps, inputs.states).sample - inputs.noise).square().mean((1, 2, 3))
     assert torch.allclose(steered, plain, rtol=1e-5)
 
 

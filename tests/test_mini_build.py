@@ -10,6 +10,7 @@ import torch
 from kbdm_core.adapter_file import load_adapter
 from kbdm_core.knowledge_base import load_knowledge_base
 from kbdm_core.mini_checkpoint import load_mini_checkpoint, load_text_tower
+from testbed.training import forgotten_accelerator
 from train.__main__ import main
 from train.base.checkpoint import read_base
 from train.mini import commands
@@ -39,7 +40,8 @@ def test_a_short_build_makes_files_that_fit_together_and_a_second_one_trains_not
     for table, options in FEW.items():
         for name, value in options.items():
             arguments += [f"--{table}.{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    assert main(arguments) == 0
+    with forgotten_accelerator():
+        assert main(arguments) == 0
     said = capfd.readouterr()
     assert [line[3:] for line in said.err.splitlines() if line.startswith("== ")] == list(STAGES)
     folder = tmp_path / "mini"
@@ -54,7 +56,8 @@ def test_a_short_build_makes_files_that_fit_together_and_a_second_one_trains_not
     assert names["KBDMLoadAdapter"]["adapter_name"] == "mini/adapter.safetensors" and "KBDMLoadMini" in names
     assert names["KBDMLoadKnowledgeBase"]["knowledge_base_name"] == "mini/knowledge_base.safetensors"
     before = {key: value.clone() for key, value in adapter.state_dict().items()}
-    assert main([*arguments, "--stages", "adapter"]) == 0
+    with forgotten_accelerator():
+        assert main([*arguments, "--stages", "adapter"]) == 0
     assert "going on from step 2 of 2" in capfd.readouterr().err
     after = load_adapter(folder / ADAPTER)[0].state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
