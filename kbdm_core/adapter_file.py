@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,18 +20,17 @@ FORMAT = "kbdm.adapter"
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter file says of itself: its base, the hash of the base it was trained on and of its codebook ("" = none)."""
+    """What an adapter file says of itself: its base, the hash of the base it was trained on and of its codebook ("" = none), and its training."""
 
     name: str
     base: str
     base_sha256: str = ""
     codebook_sha256: str = ""
+    training: dict = field(default_factory=dict)
 
 
-def save_adapter(
-    path: str | os.PathLike, adapter: KBDMAdapter, info: AdapterInfo, dtype: torch.dtype | None = None, training: dict | None = None
-) -> None:
-    """Write an adapter (atomically). dtype: cast on the way (None = as it is); training: a summary for people."""
+def save_adapter(path: str | os.PathLike, adapter: KBDMAdapter, info: AdapterInfo, dtype: torch.dtype | None = None) -> None:
+    """Write an adapter (atomically). dtype: cast on the way (None = as it is)."""
     tensors = {key: value.to(dtype) if dtype else value for key, value in adapter.state_dict().items()}
     metadata = {
         "format": FORMAT,
@@ -44,7 +43,7 @@ def save_adapter(
         "modelspec.implementation": "kb-dmgen",
         "modelspec.title": info.name,
     }
-    config = {"sections": list(adapter.sections), "options": asdict(adapter.options), "training": training or {}}
+    config = {"sections": list(adapter.sections), "options": asdict(adapter.options), "training": info.training}
     safetensors_file.write(path, tensors, metadata, config)
 
 
@@ -68,7 +67,8 @@ def load_adapter(path: str | os.PathLike, operations: Any = nn, device: Any = "c
     tensors = file.exactly({key: value.shape for key, value in adapter.state_dict().items()}, f"the sections {', '.join(SECTIONS)}")
     adapter.load_state_dict({key: value.to(device) for key, value in tensors.items()}, assign=True)
     adapter.eval().requires_grad_(False)
-    info = AdapterInfo(file.path.name, base, file.metadata.get("base_sha256", ""), file.metadata.get("codebook_sha256", ""))
+    hashes = (file.metadata.get(key, "") for key in ("base_sha256", "codebook_sha256"))
+    info = AdapterInfo(file.path.name, base, *hashes, file.config.get("training", {}))
     return adapter, info
 
 

@@ -126,10 +126,16 @@ def until(condition: Callable[[], object], command: Command) -> None:
 @contextmanager
 def small_run(folder: Path, dry: bool = False, **table: Any) -> Iterator[Run]:
     """A run on the CPU in this process, which is forgotten by accelerate afterwards."""
+    with forgotten_accelerator(), Run(RunTable(**{"device": "cpu", "tensorboard": False, **table}), folder, dry) as started:
+        yield started
+
+
+@contextmanager
+def forgotten_accelerator() -> Iterator[None]:
+    """accelerate knows one precision per process: forget what another test has chosen, and what this one chooses."""
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        with Run(RunTable(**{"device": "cpu", "tensorboard": False, **table}), folder, dry) as started:
-            yield started
+        yield
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

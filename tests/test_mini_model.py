@@ -19,10 +19,10 @@ from testbed.pack import PACKAGE, load_node_module
 from testbed.random_mini import write_mini_base
 from testbed.small_adapter import random_adapter, steer
 from testbed.tiny_clip import write_tiny_clip
+from train.base.text_tower import filled_up, text_model
 from train.mini import autoencoder as mini_autoencoder
 from train.mini import clip as mini_clip
 from train.mini import unet as mini_unet
-from train.mini.text_tower import filled_up, text_model
 
 node = load_node_module("mini_model")
 sd15_model = load_node_module("sd15_model")

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from kbdm_core.sd15 import BLOCKS
+from train.base.text_tower import END, filled_up, text_model
 from train.mini import autoencoder, clip, unet
-from train.mini.text_tower import END, filled_up, text_model
 from train.run.loop import Run, RunTable
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from testbed.sample_data import write_folder, write_humanart, write_humansd
+from testbed.tiny_base import write_tiny_base, write_tiny_knowledge_base
 from testbed.tiny_clip import write_tiny_clip
 from testbed.training import listing, metrics, product, run, small_run, start, write_tokens
 from train.__main__ import COMMANDS, TABLES, main, table
+from train.adapter.commands import AdapterCommand
 from train.data.commands import ValidateDataCommand
 from train.knowledge.commands import ClassifierCommand, CodebookCommand, KnowledgeBaseCommand
+from train.mini.build import BuildCommand, MiniAdapterCommand
 from train.run.recipe import RESOLVED, RecipeError, parse_recipe, refuse_other_recipe, resolved, save_resolved
 
 if sys.version_info >= (3, 11):
@@ -24,7 +27,8 @@ else:
     import tomli as tomllib
 
 SHIPPED = sorted((Path(__file__).parent.parent / "train/recipes").glob("*.toml"))
-KINDS = (KnowledgeBaseCommand, CodebookCommand, ClassifierCommand, ValidateDataCommand)
+KINDS = (KnowledgeBaseCommand, CodebookCommand, ClassifierCommand, ValidateDataCommand, AdapterCommand)
+OF_THE_MINIATURE = (MiniAdapterCommand, BuildCommand)
 PICTURES = 80  # of 16 tokens: enough for 1,024 entries, with 5 % of the pictures held out
 
 
@@ -216,16 +220,16 @@ def samples(tmp_path_factory):
 
 
 def test_recipes_are_shipped():
-    assert {"own_images.toml", "human_art.toml", "humansd.toml", "paper.toml"} <= {path.name for path in SHIPPED}
+    assert {"own_images.toml", "human_art.toml", "humansd.toml", "paper.toml", "12gb.toml", "mini.toml"} <= {path.name for path in SHIPPED}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_loads_for_every_command_that_it_serves(path):
     text = path.read_text()
-    for kind in KINDS:
+    for kind in (*KINDS, *OF_THE_MINIATURE):
         parsed("--config", path, kind=kind)
-    for named in re.findall(r"-m train (\S+) --config (\S+)", text):
-        assert named[0] in COMMANDS and named[1] == f"train/recipes/{path.name}"
+    for named in re.findall(r"-m train ((?:mini )?\S+) --config (\S+)", text):
+        assert named[0] in COMMANDS and named[1] in [f"train/recipes/{shipped.name}" for shipped in SHIPPED]
     assert text.startswith("# ") and tomllib.loads(text).keys() - TABLES.keys() <= {"output"}
 
 
@@ -247,3 +251,17 @@ def test_a_shipped_recipe_dry_runs_and_writes_nothing(tmp_path, samples, path):
     for stage in stages:
         assert re.search(rf"{stage}: one step took .* steps take about .* of RAM", said), said
     assert f"{PICTURES} pictures" in said
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if "[adapter]" in path.read_text()], ids=lambda path: path.stem)
+@pytest.mark.skipif(os.name == "nt", reason="commands are forked")
+def test_a_shipped_recipe_for_the_adapter_dry_runs_on_a_small_base(tmp_path, samples, path):
+    """Its own widths, optimiser, precision and augmentation on small random weights; only the pictures are smaller."""
+    recipe = parsed("--config", path, kind=AdapterCommand)
+    base, knowledge_base = write_tiny_base(tmp_path / "base.safetensors"), write_tiny_knowledge_base(tmp_path / "kb.safetensors")
+    data = [argument for argument in samples[recipe.data.format] if not str(argument).startswith("--clip")]
+    data = data[data.index("--run.device") :]
+    files = ["--base.checkpoint", base, "--base.text-encoder=", "--knowledge-base", knowledge_base, "--output", tmp_path / "out.safetensors"]
+    said = run(["adapter", "--config", path, *data, *files, "--examples.resolution", 64, "--batch", 2, "--dry-run"], tmp_path / "log")
+    assert re.search(r"adapter: one step took .* steps take about .* of RAM", said), said
+    assert {each.name for each in tmp_path.iterdir()} == {"base.safetensors", "kb.safetensors", "log"}

@@ -19,7 +19,7 @@ import_host()
 from testbed.host_clip import host_clip  # noqa: E402
 from testbed.model_folder import model_folders, only_folder  # noqa: E402
 from testbed.pack import PACKAGE, load_node_module  # noqa: E402
-from train.mini.text_tower import clip_l_layout  # noqa: E402
+from train.base.text_tower import clip_l_layout  # noqa: E402
 
 text_query = load_node_module("text_query")
 knowledge_base_node = load_node_module("knowledge_base")

@@ -22,8 +22,8 @@ from testbed.pack import PACKAGE, load_node_module  # noqa: E402
 from testbed.scenes import write_scenes  # noqa: E402
 from testbed.tiny_clip import write_tiny_clip  # noqa: E402
 from train.__main__ import main  # noqa: E402
+from train.base.text_tower import clip_l_layout  # noqa: E402
 from train.inspection import describe  # noqa: E402
-from train.mini.text_tower import clip_l_layout  # noqa: E402
 
 SCENES = 800
 

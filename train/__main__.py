@@ -20,6 +20,8 @@ COMMANDS = {  # name: module, dataclass, function, what it does
     "mini clip": (MINI, "ClipCommand", "clip", "the miniature's CLIP, from drawn scenes and their captions"),
     "mini unet": (MINI, "UNetCommand", "unet", "the miniature's UNet, from drawn scenes, the autoencoder and the CLIP"),
     "mini estimator": (MINI, "EstimatorCommand", "estimator", "the estimator that judges the miniature's poses, from drawn scenes of its own"),
+    "mini adapter": ("train.mini.build", "MiniAdapterCommand", "mini_adapter", "stage 3 on the miniature, from drawn scenes"),
+    "mini build": ("train.mini.build", "BuildCommand", "build", "the whole miniature, stage by stage"),
     "inspect": ("train.inspection", "InspectCommand", "inspect", "tell what a file is"),
 }
 TABLES = {  # the tables that recipes may hold: module, dataclass

@@ -12,10 +12,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from tyro.conf import Positional
 
-from kbdm_core import adapter_file, knowledge_base
+from kbdm_core import adapter_file, knowledge_base, mini_checkpoint
 from kbdm_core.adapter_file import load_adapter
 from kbdm_core.errors import FileFormatError, KBDMError
 from kbdm_core.knowledge_base import load_knowledge_base
+from kbdm_core.mini_checkpoint import load_mini_checkpoint
 from train.features import store
 from train.knowledge import codebook_file
 from train.knowledge.codebook_file import load_codebook
@@ -30,7 +31,7 @@ class InspectCommand:
     """Tell what files are, and whether they are sound."""
 
     files: Positional[tuple[Path, ...]] = ()
-    """Knowledge bases, adapters, codebooks, pose estimators, checkpoints, or folders of features."""
+    """Knowledge bases, adapters, codebooks, the miniature's files, checkpoints of runs, or folders of features."""
     json: bool = False
     """Print one JSON object a line instead of text."""
 
@@ -94,7 +95,8 @@ def _adapter(path: Path) -> dict[str, Any]:
     adapter, info = load_adapter(path)
     sections = {name: sum(value.numel() for value in getattr(adapter, name).parameters()) for name in adapter.sections}
     hashes = {"base": info.base, "base_sha256": info.base_sha256, "codebook_sha256": info.codebook_sha256}
-    return {"sections": sections, **hashes, "options": vars(adapter.options) if hasattr(adapter.options, "__dict__") else str(adapter.options)}
+    options = vars(adapter.options) if hasattr(adapter.options, "__dict__") else str(adapter.options)
+    return {"sections": sections, **hashes, "options": options, "training": info.training}
 
 
 def _codebook(path: Path) -> dict[str, Any]:
@@ -112,6 +114,11 @@ def _estimator(path: Path) -> dict[str, Any]:
 def _checkpoint(path: Path) -> dict[str, Any]:
     step, state = load_checkpoint(path)
     return {"stage": path.parent.name, "step": step, "holds": sorted(state)}
+
+
+def _mini_checkpoint(path: Path) -> dict[str, Any]:
+    found = load_mini_checkpoint(path)
+    return {"unet": vars(found.unet), "autoencoder": vars(found.autoencoder), "training": found.file.config.get("training", {})}
 
 
 def _features(folder: Path) -> dict[str, Any]:
@@ -132,6 +139,7 @@ READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     codebook_file.FORMAT: _codebook,
     estimator.FORMAT: _estimator,
     checkpoint.FORMAT: _checkpoint,
+    mini_checkpoint.FORMAT: _mini_checkpoint,
 }
 
 

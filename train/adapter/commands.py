@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +28,7 @@ from train.adapter.validation import Validation
 from train.adapter.workflow import Files
 from train.base.checkpoint import BaseFile, autoencoder_of, controlnet_of, read_base, text_projections, unet_of
 from train.base.table import BaseTable
-from train.base.text import text_encoder
+from train.base.text import TextEncoder, text_encoder
 from train.data.records import DataTable
 from train.data.sources import open_dataset
 from train.data.split import split
@@ -77,6 +79,9 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
     start = time.monotonic()
     if recipe.base.checkpoint is None:
         raise KBDMError("no base was given: name a single-file SD1.5 checkpoint with --base.checkpoint FILE.safetensors.")
+    inputs = (recipe.base.checkpoint, recipe.adapter.knowledge_base, recipe.adapter.init)
+    if any(path is not None and path.resolve() == recipe.output.resolve() for path in inputs):
+        raise KBDMError(f"{recipe.output} is to be read and to be written; name another file with --output.")
     with open_run(recipe) as run:
         table, file = recipe.adapter, read_base(recipe.base.checkpoint)
         dtype = _dtype(recipe)
@@ -89,17 +94,14 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
             run, open_source(run), recipe.examples, recipe.augment, encoder(autoencoder, run.device), f"{file.sha256} {LATENT_SCALE}"
         )
         items, held = split(examples.keys, held_out)
-        answers = None
-        if knowledge_base is not None:
-            answers = KBAnswers(
-                knowledge_base, text, examples.captions, table.decompose, KB_CACHE, run.signals.check, quiet=not run.is_main, shard=str(run.rank)
-            )
+        text.model.to(run.device)  # in float32 for the knowledge base's questions, as in the node
+        answers = None if knowledge_base is None else _answers(run, knowledge_base, text, examples.captions, table.decompose)
         unet = unet_of(file)
         if dtype != torch.float32:
             unet.to(dtype)
         if recipe.base.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        text.model.to(run.device, dtype)
+        text.model.to(dtype)
         objective = AdapterObjective(made, unet, table.alpha, table.snr, controlnet.to(dtype) if controlnet else None)
         weights = sum(value.numel() for value in made.parameters())
         sections = ", ".join(made.sections)
@@ -117,9 +119,16 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
         if run.is_main:
             codebook = knowledge_base.codebook_sha256 if knowledge_base else ""
             summary = {"recipe": resolved(recipe), "steps": stage.steps, "pictures": len(items), "seconds": round(time.monotonic() - start, 1)}
-            info = AdapterInfo(recipe.output.stem, file.base, file.sha256, codebook)
-            save_adapter(recipe.output, stage.result, info, DTYPES[table.export], summary)
+            info = AdapterInfo(recipe.output.stem, file.base, file.sha256, codebook, summary)
+            save_adapter(recipe.output, stage.result, info, DTYPES[table.export])
             print(json.dumps({"output": str(recipe.output), "weights": weights, **{key: summary[key] for key in ("steps", "pictures", "seconds")}}))
+
+
+def _answers(run: Run, knowledge_base: KnowledgeBase, text: TextEncoder, captions: Sequence[str], decomposition: str) -> KBAnswers:
+    """What the knowledge base answers to the captions; each process asks for itself, and a dry run keeps nothing."""
+    with ExitStack() as stack:
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory())) if run.dry else KB_CACHE
+        return KBAnswers(knowledge_base, text, captions, decomposition, cache, run.signals.check, not run.is_main, str(run.rank))
 
 
 def encoder(autoencoder: AutoencoderKL, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from kbdm_core.errors import FileFormatError, MismatchError
 from kbdm_core.sd15 import BLOCKS, LEVELS, base_name
-from train.mini.text_tower import END
+from train.base.text_tower import END
 
 HEADS = 8  # of SD1.5's attention, at every width
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 
 from kbdm_core.errors import KBDMError
 from train.base.checkpoint import BaseFile, text_encoder_of
-from train.mini.text_tower import END, filled_up, text_model
+from train.base.text_tower import END, filled_up, text_model
 
 LOCAL = "local-dir:"
 

@@ -13,13 +13,14 @@ import open_clip
 from tyro.conf import arg
 
 from kbdm_core.errors import KBDMError
+from train.base.checkpoint import autoencoder_of, read_base
+from train.base.text_tower import filled_up, text_model
 from train.mini.autoencoder import AutoencoderTable, AutoencoderTraining, folded, load_autoencoder, save_autoencoder
 from train.mini.checkpoint import write_checkpoint
 from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, tokenised
 from train.mini.estimator import save_estimator
 from train.mini.estimator_training import EstimatorTable, EstimatorTraining, own_error
 from train.mini.scenes import WorldTable, captions, drawn, poses, rendered
-from train.mini.text_tower import filled_up, text_model
 from train.mini.unet import UNetTable, UNetTraining, scaled_latents
 from train.mini.world.dataset import SPLITS
 from train.run.loop import Run, RunTable
@@ -111,7 +112,8 @@ def clip(recipe: ClipCommand) -> None:
 def unet(recipe: UNetCommand) -> None:
     """`python -m train mini unet`."""
     with open_run(recipe) as run:
-        frozen = load_autoencoder(recipe.autoencoder_file)
+        goes_on = recipe.unet.init is not None
+        frozen = autoencoder_of(read_base(recipe.unet.init)) if goes_on else load_autoencoder(recipe.autoencoder_file)
         tower = open_clip.create_model(f"local-dir:{recipe.clip_folder}").eval()
         pictures, texts = _scenes(run, recipe.world)
         latents = scaled_latents(frozen, pictures, run.signals.check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from train.base.checkpoint import read_base, unet_of
 from train.mini.autoencoder import SCALE
 from train.mini.scenes import as_batch
 from train.run.loop import Run
@@ -50,6 +52,8 @@ class UNetTable:
     """Min-SNR weighting: a step's loss weighs min(SNR, this) / SNR; 0 = all alike."""
     ema: Annotated[float, Ge(0), Le(1)] = 0.999
     """Decay of the running average of the weights, which is the result."""
+    init: Path | None = None
+    """A checkpoint to go on from: its UNet is trained further on its own autoencoder's latents. Take another --run.seed then."""
 
 
 class UNetObjective(nn.Module):
@@ -82,7 +86,10 @@ class UNetTraining:
         self.order = Order(len(latents), max(run.world, table.batch), run.table.seed)
         self.inputs = fingerprint(latents[:: max(1, len(latents) // 512)], tokens)
         torch.manual_seed(run.table.seed)
-        objective = UNetObjective(table.snr).to(run.device)
+        objective = UNetObjective(table.snr)
+        if table.init is not None:
+            objective.unet.load_state_dict(unet_of(read_base(table.init)).state_dict())
+        objective = objective.to(run.device)
         optimiser = torch.optim.AdamW(objective.parameters(), table.learning_rate, weight_decay=0.01)
         self.optimisation = Optimisation(run, objective, optimiser, table.steps, table.warmup, clip=1.0)
         self.average = AveragedModel(self.optimisation.plain.unet, multi_avg_fn=get_ema_multi_avg_fn(table.ema))
