@@ -29,6 +29,6 @@ def mini_files(folder: Path) -> list[File]:
     if missing:
         raise FileFormatError(
             f"the miniature is not whole: {', '.join(missing)} not found in {folder}. Its files come with the repository: check it out anew, "
-            "or train them with python -m train mini."
+            "or train them with python -m train mini build --config train/recipes/mini.toml."
         )
     return [file_entry(folder / name, content) for name, content in CONTENTS.items()]

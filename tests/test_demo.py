@@ -14,7 +14,7 @@ from PIL import Image
 
 from demo import __main__ as demo_main
 from demo import host as demo_host
-from demo import judging, places, pose, rows
+from demo import judging, miniature, places, pose, rows
 from demo.columns import COLUMNS, PICTURES, row_graph
 from demo.graphs import WORKFLOWS, amount_of_work, fitted, sampling_steps, shipped_graph
 from demo.host import HostError, Picture
@@ -27,6 +27,7 @@ from kbdm_core.errors import FileFormatError, PoseError
 from kbdm_core.keypoints import Person, Pose, parse_pose_json
 from testbed.random_mini import write_mini
 from train.adapter.workflow import pose_json
+from train.mini import build
 from train.mini.world.captions import STYLES
 from train.mini.world.dataset import example
 from train.mini.world.scene import scene
@@ -272,6 +273,12 @@ def test_a_missing_file_of_the_miniature_is_named(mini, tmp_path, small_demo, ca
         mini_files(tmp_path)
     assert asyncio.run(demo_main.main([])) == 1
     assert "The demo failed: the miniature is not whole: checkpoint.safetensors" in capsys.readouterr().err
+
+
+def test_the_files_are_those_that_the_build_of_the_miniature_writes():
+    built = {build.CHECKPOINT, build.ESTIMATOR, build.KNOWLEDGE_BASE, build.ADAPTER, build.CLIP / "open_clip_model.safetensors"}
+    assert {path.as_posix() for path in built} == CONTENTS.keys()
+    assert build.CLIP.as_posix() == miniature.CLIP_FOLDER
 
 
 def test_pictures_are_named_after_workflow_and_node(tmp_path):
