@@ -68,7 +68,7 @@ def widgets_of(node: dict) -> dict[str, object]:
 
 def test_there_is_a_workflow_for_each_use():
     assert NAMES == [
-        "adapter_with_controlnet_and_lora", "dynamic_mask_with_openpose_controlnet", "knowledge_base_and_adapter", "look_inside",
+        "adapter_with_controlnet_and_lora", "dynamic_mask_with_openpose_controlnet", "knowledge_base_and_adapter", "look_inside", "miniature",
     ]  # fmt: skip
     assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == NAMES
 
