@@ -15,7 +15,7 @@ REQUIREMENTS := requirements.txt tests/requirements-host.txt
 help:
 	@echo "make demo   prompts x poses on the miniature in a real ComfyUI; grid.png, attention.png and report.json go to demo/out/"
 	@echo "make test   all tests, in a real ComfyUI"
-	@echo "make bench  what the guidance costs per step, and the codebook trainer beside other libraries"
+	@echo "make bench  what the guidance costs per step, and the trainer beside other libraries"
 	@echo "make lint   ruff"
 
 demo: $(HOST)

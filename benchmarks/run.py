@@ -1,4 +1,4 @@
-"""make bench: a query; the codebook beside other libraries; a step of a full-size SD1.5 UNet with each part of the guidance."""
+"""make bench: a query; codebook and training step beside other libraries; a step of a full-size SD1.5 UNet with each part of the guidance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import math
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from benchmarks import codebook, query
 from benchmarks.variants import Step, build, own_callbacks
 
+ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(__file__).parent / "out"
 PAIRED = ("dynamic mask", "everything")  # measured in every round; the others in the first --rounds-others
 
@@ -62,6 +65,7 @@ def main() -> None:
 
     query.main()
     codebook.main([])
+    subprocess.run([sys.executable, "-m", "benchmarks.training"], cwd=ROOT, check=True)  # its imports would count as memory of the steps below
     print(f"\nBuilding a full-size SD1.5 UNet with random weights, {args.size} px, {args.conds} cond(s), {torch.get_num_threads()} threads ...")
     variants, step = build(args.size), Step(args.size, args.conds)
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
