@@ -20,6 +20,7 @@ COMMANDS = {  # name: module, dataclass, function, what it does
     "mini clip": (MINI, "ClipCommand", "clip", "the miniature's CLIP, from drawn scenes and their captions"),
     "mini unet": (MINI, "UNetCommand", "unet", "the miniature's UNet, from drawn scenes, the autoencoder and the CLIP"),
     "mini estimator": (MINI, "EstimatorCommand", "estimator", "the estimator that judges the miniature's poses, from drawn scenes of its own"),
+    "mini evaluate": ("train.mini.evaluation_command", "EvaluateCommand", "evaluate", "pose accuracy of the miniature's adapter, column by column"),
     "inspect": ("train.inspection", "InspectCommand", "inspect", "tell what a file is"),
 }
 TABLES = {  # the tables that recipes may hold: module, dataclass
@@ -37,6 +38,7 @@ TABLES = {  # the tables that recipes may hold: module, dataclass
     "mini_clip": ("train.mini.clip", "MiniClipTable"),
     "unet": ("train.mini.unet", "UNetTable"),
     "estimator": ("train.mini.estimator_training", "EstimatorTable"),
+    "evaluation": ("train.mini.evaluation", "EvaluationTable"),
     "run": ("train.run.loop", "RunTable"),
 }
 
