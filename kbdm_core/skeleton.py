@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from colorsys import hls_to_rgb
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import PoseError
 from .keypoints import MAX_SIDE, Points, Pose
 
 Colour = tuple[float, float, float]
-Shape = Callable[[Tensor, Tensor], Tensor]  # x [1,w], y [h,1] -> inside [h,w]
+Grid = NDArray[np.float32]
+Shape = Callable[[Grid, Grid], NDArray[np.bool_]]  # x [1,w], y [h,1] -> inside [h,w]; in NumPy, which on so few pixels is faster than PyTorch
 
 OUTLINE = 0.5  # px: OpenCV, which drew the pictures that the models were trained on, fills a shape with its outline
 THINNEST = 1.5  # px, more than a pixel's diagonal: in a tiny picture a joint still paints all four pixels around it
@@ -81,16 +84,16 @@ def render_humansd(pose: Pose, width: int, height: int) -> Tensor:
 
 
 def paint(canvas: Tensor, ends: Points, radius: float, colour: Colour | float, shape: Callable[[Points, float], Shape]) -> None:
-    """Paint a shape around one or two points [1-2,2+] on canvas [H,W,...], in place; only the shape's bounding box is computed."""
+    """Paint a shape around one or two points [1-2,2+] on a CPU canvas [H,W,...], in place; only the shape's bounding box is computed."""
     height, width = canvas.shape[:2]
     left, top = (max(0, int(v)) for v in ends[:, :2].min(axis=0) - radius)
     right, bottom = (int(v) + 1 for v in ends[:, :2].max(axis=0) + radius)
     right, bottom = min(right, width), min(bottom, height)
     if left >= right or top >= bottom:
         return
-    x = torch.arange(left, right, dtype=torch.float32)[None, :]
-    y = torch.arange(top, bottom, dtype=torch.float32)[:, None]
-    canvas[top:bottom, left:right][shape(ends, radius)(x, y)] = torch.as_tensor(colour, dtype=canvas.dtype)
+    x = np.arange(left, right, dtype=np.float32)[None, :]
+    y = np.arange(top, bottom, dtype=np.float32)[:, None]
+    canvas.numpy()[top:bottom, left:right][shape(ends, radius)(x, y)] = colour  # the array is the canvas's own memory
 
 
 def capsule(ends: Points, radius: float) -> Shape:
@@ -99,8 +102,8 @@ def capsule(ends: Points, radius: float) -> Shape:
     dx, dy = x1 - x0, y1 - y0
     length2 = max(dx * dx + dy * dy, 1e-12)
 
-    def inside(x: Tensor, y: Tensor) -> Tensor:
-        along = (((x - x0) * dx + (y - y0) * dy) / length2).clamp(0, 1)  # [h, w], 0 and 1 at the ends
+    def inside(x: Grid, y: Grid) -> NDArray[np.bool_]:
+        along = (((x - x0) * dx + (y - y0) * dy) / length2).clip(0, 1)  # [h, w], 0 and 1 at the ends
         return (x - x0 - along * dx) ** 2 + (y - y0 - along * dy) ** 2 <= radius * radius
 
     return inside
@@ -112,7 +115,7 @@ def ellipse(ends: Points, radius: float) -> Shape:
     cx, cy, half = (x0 + x1) / 2, (y0 + y1) / 2, max(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5 / 2, 1e-6)
     ux, uy = (x1 - x0) / (2 * half), (y1 - y0) / (2 * half)
 
-    def inside(x: Tensor, y: Tensor) -> Tensor:
+    def inside(x: Grid, y: Grid) -> NDArray[np.bool_]:
         along, across = (x - cx) * ux + (y - cy) * uy, (y - cy) * ux - (x - cx) * uy  # [h, w]
         return (along / half) ** 2 + (across / radius) ** 2 <= 1
 

@@ -10,7 +10,7 @@ import torch
 
 from kbdm_core.errors import PoseError
 from kbdm_core.keypoints import Person, Pose
-from kbdm_core.skeleton import HUMANSD_COLOURS, OPENPOSE_COLOURS, capsule, ellipse, paint, render_humansd, render_openpose
+from kbdm_core.skeleton import HUMANSD_COLOURS, OPENPOSE_COLOURS, OPENPOSE_LIMBS, capsule, ellipse, paint, render_humansd, render_openpose
 
 
 def pose_of(joints: dict[int, tuple[float, float]], size: int = 512, score: float = 1.0, people: int = 1) -> Pose:
@@ -72,6 +72,31 @@ def test_openpose_joins_the_neck_with_hips_and_nose():
     for x, y in ((250, 75), (275, 250), (225, 250), (225, 100), (275, 100)):
         assert picture[y, x].any(), (x, y)
     assert len(OPENPOSE_COLOURS) == 18 == len(set(OPENPOSE_COLOURS))
+
+
+def test_an_openpose_picture_is_the_last_shape_upon_each_pixel():
+    """Two people who overlap, pixel by pixel: ellipses of the limbs in their order, discs of the joints upon them, one person upon the other."""
+    random = np.random.default_rng(4)
+    people = tuple(Person(np.column_stack([random.uniform(-4, 44, (17, 2)), random.random(17) > 0.2])) for _ in range(2))
+    picture, radius = render_openpose(Pose(people, 40, 36), 40, 36).double().numpy(), 1.5  # the thinnest
+    compared = 0
+    for x in range(40):
+        for y in range(36):
+            expected, distances = np.zeros(3), []
+            for joints in (person.openpose_joints() for person in people):
+                limbs = [(joints[a], joints[b], 0.6 * np.array(colour)) for (a, b), colour in zip(OPENPOSE_LIMBS, OPENPOSE_COLOURS)]
+                discs = [(joint, joint, np.array(colour)) for joint, colour in zip(joints, OPENPOSE_COLOURS)]
+                for (ax, ay, seen), (bx, by, also_seen), colour in limbs + discs:
+                    if seen and also_seen:
+                        half = math.dist((ax, ay), (bx, by)) / 2 or radius
+                        angle, dx, dy = math.atan2(by - ay, bx - ax), x - (ax + bx) / 2, y - (ay + by) / 2
+                        along, across = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
+                        distances.append((along / half) ** 2 + (across / radius) ** 2)
+                        expected = colour if distances[-1] <= 1 else expected
+            if min(abs(distance - 1) for distance in distances) > 1e-4:
+                assert np.allclose(picture[y, x], expected, atol=1e-6)
+                compared += 1
+    assert compared > 1400
 
 
 def test_face_and_hand_points_are_white_dots():

@@ -22,6 +22,7 @@ COMMANDS = {  # name: module, dataclass, function, what it does
     "mini estimator": (MINI, "EstimatorCommand", "estimator", "the estimator that judges the miniature's poses, from drawn scenes of its own"),
     "mini adapter": ("train.mini.build", "MiniAdapterCommand", "mini_adapter", "stage 3 on the miniature, from drawn scenes"),
     "mini build": ("train.mini.build", "BuildCommand", "build", "the whole miniature, stage by stage"),
+    "mini evaluate": ("train.mini.evaluation_command", "EvaluateCommand", "evaluate", "pose accuracy of the miniature's adapter, column by column"),
     "inspect": ("train.inspection", "InspectCommand", "inspect", "tell what a file is"),
 }
 TABLES = {  # the tables that recipes may hold: module, dataclass
@@ -39,6 +40,7 @@ TABLES = {  # the tables that recipes may hold: module, dataclass
     "mini_clip": ("train.mini.clip", "MiniClipTable"),
     "unet": ("train.mini.unet", "UNetTable"),
     "estimator": ("train.mini.estimator_training", "EstimatorTable"),
+    "evaluation": ("train.mini.evaluation", "EvaluationTable"),
     "run": ("train.run.loop", "RunTable"),
 }
 
