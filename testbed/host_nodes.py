@@ -1,12 +1,22 @@
-"""The host's own extra nodes (PAG, FreeU, HyperTile ...), of the 2024 package and of a current checkout alike."""
+"""The host's own nodes, core and extra (PAG, FreeU, HyperTile ...), of the 2024 package and of a current checkout alike."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from functools import cache
 
 from testbed.host import import_host
+from testbed.pack import load_pack
 
 import_host()
+
+
+@cache
+def node_classes() -> dict[str, type]:
+    """The pack's nodes and the host's core nodes, by class_type."""
+    core = importlib.import_module("nodes" if os.environ.get("COMFYUI_PATH") else "comfy.nodes.base_nodes")
+    return {**core.NODE_CLASS_MAPPINGS, "MaskToImage": host_module("nodes_mask").MaskToImage, **load_pack().NODE_CLASS_MAPPINGS}
 
 
 def host_module(name: str):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
-import os
-from functools import cache
 
 import pytest
 
 from kbdm_core.keypoints import parse_pose_json
-from testbed.host import import_host
+from testbed.host_nodes import node_classes
 from testbed.pack import ROOT, load_pack
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
@@ -33,17 +30,6 @@ def api(name: str) -> dict:
 
 def real_nodes(name: str) -> list[dict]:
     return [node for node in ui(name)["nodes"] if node["type"] not in VIRTUAL]
-
-
-@cache
-def node_classes() -> dict[str, type]:
-    """The pack's nodes and the host's core nodes."""
-    import_host()
-    names = ("nodes", "comfy_extras.nodes_mask")
-    if not os.environ.get("COMFYUI_PATH"):
-        names = ("comfy.nodes.base_nodes", "comfy_extras.nodes.nodes_mask")
-    core, masks = map(importlib.import_module, names)
-    return {**core.NODE_CLASS_MAPPINGS, "MaskToImage": masks.MaskToImage, **load_pack().NODE_CLASS_MAPPINGS}
 
 
 def inputs_of(node_type: str) -> dict[str, tuple]:

@@ -26,7 +26,7 @@ from train.adapter.table import AdapterTable, ValidationTable
 from train.adapter.training import AdapterTraining
 from train.adapter.validation import Validation
 from train.adapter.workflow import Files
-from train.base.checkpoint import BaseFile, autoencoder_of, controlnet_of, read_base, text_projections, unet_of
+from train.base.checkpoint import BaseFile, autoencoder_of, controlnet_of, read_base, require_sd15, text_projections, unet_of
 from train.base.table import BaseTable
 from train.base.text import TextEncoder, text_encoder
 from train.data.records import DataTable
@@ -84,6 +84,7 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
         raise KBDMError(f"{recipe.output} is to be read and to be written; name another file with --output.")
     with open_run(recipe) as run:
         table, file = recipe.adapter, read_base(recipe.base.checkpoint)
+        require_sd15(file)
         dtype = _dtype(recipe)
         knowledge_base = _knowledge_base(table)
         made = _adapter(recipe, file, knowledge_base)  # first what may be refused
@@ -115,12 +116,15 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
         run.train(stage)
         if run.dry:
             return
-        validation.draw(stage.optimisation.plain.guided, stage.result, stage.steps)
+        exported = stage.result
         if run.is_main:
             codebook = knowledge_base.codebook_sha256 if knowledge_base else ""
             summary = {"recipe": resolved(recipe), "steps": stage.steps, "pictures": len(items), "seconds": round(time.monotonic() - start, 1)}
             info = AdapterInfo(recipe.output.stem, file.base, file.sha256, codebook, summary)
             save_adapter(recipe.output, stage.result, info, DTYPES[table.export])
+            exported = load_adapter(recipe.output)[0].float().to(run.device)  # what ComfyUI will load, rounded as it is there
+        validation.draw(stage.optimisation.plain.guided, exported, stage.steps)
+        if run.is_main:
             print(json.dumps({"output": str(recipe.output), "weights": weights, **{key: summary[key] for key in ("steps", "pictures", "seconds")}}))
 
 

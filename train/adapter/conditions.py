@@ -45,7 +45,7 @@ class KBAnswers:
                 f"The base's text encoder is {text.width} wide, but {knowledge_base.name} was made with one of width {width}; "
                 "use the knowledge base that was made with this base's CLIP."
             )
-        self.knowledge_base = knowledge_base
+        self.knowledge_base, self.decomposition = knowledge_base, decomposition
         groups = [decompose(caption, decomposition) for caption in ("", *captions)]  # the empty prompt first
         phrases = list(dict.fromkeys(phrase for group in groups for phrase in group))
         number = {phrase: i for i, phrase in enumerate(phrases)}

@@ -32,9 +32,14 @@ class Drawing:
 
 
 def scheduler(steps: int) -> DDIMScheduler:
-    """DDIM with leading spacing, offset 1 and a last step to the clean latent, for so many steps."""
+    """DDIM with leading spacing, offset 1 and a last step to the clean latent, for so many steps as the host counts them.
+
+    Every (1000 // steps)-th timestep from 1 on is taken: a few more than `steps` where that does not divide 1000.
+    """
     made = DDIMScheduler(**NOISE, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=True, clip_sample=False)
     made.set_timesteps(steps)
+    every = NOISE["num_train_timesteps"] // steps
+    made.timesteps = torch.arange(1, NOISE["num_train_timesteps"], every).flip(0)  # diffusers stops after `steps`, lower down
     return made
 
 

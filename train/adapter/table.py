@@ -88,9 +88,9 @@ class ValidationTable:
     """Steps between two grids of pictures; 0 = only at the end."""
     pictures: Annotated[int, Ge(0)] = 4
     """How many held-out pictures lend their prompts and poses; 0 = none are drawn."""
-    steps: Annotated[int, Ge(1), Le(1000)] = 50
-    """Steps of DDIM."""
+    steps: Annotated[int, Ge(1), Le(333)] = 50
+    """Steps of DDIM. ComfyUI takes a few more where 1000 is no multiple of them, and starts otherwise above 333."""
     scale: Annotated[float, Ge(0)] = 7.5
     """Classifier-free guidance scale."""
-    seed: int = 42
+    seed: Annotated[int, Ge(0)] = 42
     """Of the first picture's noise; the next ones count up."""

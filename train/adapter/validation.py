@@ -81,7 +81,8 @@ class Validation:
         if self.answers is not None:
             tokens = tuple(self.answers.tokens([item], [dropped]).to(device) for dropped in (False, True))
         guidance = adapter_guidance(adapter, tokens, batch.pose_pictures.to(device))
-        states = [self.text.states(self.text.tokens([prompt])).float() for prompt in (batch.captions[0], "")]
+        prompts = self.text.fitting(batch.captions[0]), ""
+        states = [self.text.states(self.text.tokens([prompt])).float() for prompt in prompts]
         drawing = Drawing(guidance, *states, [self.table.seed + number], bucket.latent, batch.pose_pictures)
         with self.run.accelerator.autocast():
             latents = draw_latents(guided, drawing, self.table.steps, self.table.scale, self.controlnet, check, quiet=False)
@@ -91,7 +92,8 @@ class Validation:
         """The graph, in ComfyUI's API format, that draws the same picture with the exported adapter."""
         entry = self.examples.entries[item]
         pose = entry.variant(self.examples.augment, 0).pose(entry.pose)
-        return workflow(self.files, entry.caption, pose, self.table.seed + number, self.table.steps, self.table.scale)
+        decompose, encoded = "off" if self.answers is None else self.answers.decomposition, self.text.fitting(entry.caption)
+        return workflow(self.files, entry.caption, decompose, encoded, pose, self.table.seed + number, self.table.steps, self.table.scale)
 
 
 def save_png(path: Path, picture: Tensor) -> None:

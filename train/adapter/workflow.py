@@ -21,8 +21,11 @@ class Files:
     controlnet: str | None = None
 
 
-def workflow(files: Files, prompt: str, pose: Pose, seed: int, steps: int, scale: float) -> Graph:
-    """The graph: base, prompts, KB query, pose, adapter, DDIM, picture. Its size is the pose's canvas."""
+def workflow(files: Files, prompt: str, decompose: str, encoded: str, pose: Pose, seed: int, steps: int, scale: float) -> Graph:
+    """The graph: base, prompts, KB query, pose, adapter, DDIM, picture. Its size is the pose's canvas.
+
+    decompose: how the prompt asks the knowledge base; encoded: what the text encoder reads of it.
+    """
     graph: Graph = {}
 
     def node(kind: str, title: str, **inputs: Any) -> str:
@@ -34,14 +37,14 @@ def workflow(files: Files, prompt: str, pose: Pose, seed: int, steps: int, scale
         base = node("KBDMLoadMini", "Load Mini Model")
     else:
         base = node("CheckpointLoaderSimple", "Load Checkpoint", ckpt_name=files.checkpoint)
-    positive = [node("CLIPTextEncode", "Prompt", text=prompt, clip=[base, 1]), 0]
+    positive = [node("CLIPTextEncode", "Prompt", text=literal(encoded), clip=[base, 1]), 0]
     negative = [node("CLIPTextEncode", "Negative prompt", text="", clip=[base, 1]), 0]
     loaded = node("KBDMLoadPose", "Load Pose", json=pose_json(pose), person=-1, width=pose.width, height=pose.height)
     picture = node("KBDMRenderPose", "Render Pose", pose_keypoint=[loaded, 0], width=pose.width, height=pose.height, style="openpose")
     optional: dict[str, Any] = {"pose_image": [picture, 0]}
     if files.knowledge_base is not None:
         knowledge = node("KBDMLoadKnowledgeBase", "Load Knowledge Base", knowledge_base_name=files.knowledge_base)
-        query = {"text": prompt, "negative_text": "", "decompose": "phrases", "compose": "mean", "temperature": 0.0}
+        query = {"text": prompt, "negative_text": "", "decompose": decompose, "compose": "mean", "temperature": 0.0}
         optional["kb_tokens"] = [node("KBDMTextQuery", "KB Text Query", knowledge_base=[knowledge, 0], clip=[base, 1], **query), 0]
     if files.controlnet is not None:
         control = node("ControlNetLoader", "Load ControlNet", control_net_name=files.controlnet)
@@ -60,6 +63,11 @@ def workflow(files: Files, prompt: str, pose: Pose, seed: int, steps: int, scale
     decoded = node("VAEDecode", "VAE Decode", samples=[sampled, 0], vae=[base, 2])
     node("SaveImage", "Result", images=[decoded, 0], filename_prefix="kbdm_validation")
     return graph
+
+
+def literal(prompt: str) -> str:
+    """The prompt as CLIP Text Encode must be told it: brackets are text there, and no weights, behind a backslash."""
+    return prompt.replace("(", r"\(").replace(")", r"\)")
 
 
 def pose_json(pose: Pose) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from train.base.text_tower import END
 
 HEADS = 8  # of SD1.5's attention, at every width
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+TOWER = "text_model."  # below TEXT
 HEAD_WIDTH = 64  # of CLIP's text towers
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,11 @@ class BaseFile:
         return tuple(self.size(f"{UNET}input_blocks.{3 * level + 1}.0.out_layers.3.weight", 0) for level in range(LEVELS))
 
     @property
+    def text_width(self) -> int:
+        """Width of the text states that the UNet attends to."""
+        return self.size(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 1)
+
+    @property
     def base(self) -> str:
         """The base's name in adapter files."""
         return base_name(self.widths)
@@ -79,8 +85,8 @@ def read_base(path: Path) -> BaseFile:
     return BaseFile(path, tensors, digest)
 
 
-def unet_of(file: BaseFile) -> UNet2DConditionModel:
-    """The UNet, float32. Raises FileFormatError or MismatchError for another model than SD1.5's, naming what was found."""
+def require_sd15(file: BaseFile) -> None:
+    """Raise MismatchError for a checkpoint of another model, naming what was found."""
     block = f"{UNET}input_blocks.1.1"
     if f"{UNET}label_emb.0.0.weight" in file.tensors or f"{block}.proj_in.weight" not in file.tensors:
         raise MismatchError(f"{file.path.name} is not an SD1.5 checkpoint (SDXL, SD3 or Flux?); adapters are trained on SD1.5 and its fine-tunes.")
@@ -92,9 +98,14 @@ def unet_of(file: BaseFile) -> UNet2DConditionModel:
             f"{file.path.name} has a UNet of {channels} input channels (an inpainting or instruction model); train on the plain SD1.5 model it "
             "was made from: the adapter then works on both."
         )
+
+
+def unet_of(file: BaseFile) -> UNet2DConditionModel:
+    """The UNet, float32. Raises MismatchError for another model than SD1.5's, FileFormatError for one that is not whole."""
+    require_sd15(file)
     config = {
         "block_out_channels": file.widths,
-        "cross_attention_dim": file.size(f"{block}.transformer_blocks.0.attn2.to_k.weight", 1),
+        "cross_attention_dim": file.text_width,
         "attention_head_dim": HEADS,  # diffusers' name for the number of heads
         "sample_size": 64,
     }
@@ -120,23 +131,24 @@ def autoencoder_of(file: BaseFile) -> AutoencoderKL:
 
 
 def text_encoder_of(file: BaseFile) -> CLIPTextModel:
-    """The text encoder, float32. Raises FileFormatError if the checkpoint has none."""
+    """The text encoder, float32. Raises FileFormatError if the checkpoint has none, or one that is not whole."""
     if not file.has(TEXT):
         raise file.fail(f"tensors '{TEXT}*'", "the checkpoint's own text encoder, or base.text_encoder", "none")
     tensors = {key: value for key, value in convert_ldm_clip_checkpoint(file.tensors).items() if not key.endswith("position_ids")}
-    layers = {int(number) for key in tensors for number in re.findall(r"encoder\.layers\.(\d+)\.", key)}
-    vocabulary, width = tensors["text_model.embeddings.token_embedding.weight"].shape
+    tensors.pop("text_projection.weight", None)  # identity, in checkpoints that have one
+    tensors = {f"{TOWER}{key.removeprefix(TOWER)}": value for key, value in tensors.items()}  # some fine-tunes lack the prefix
+    tower = replace(file, tensors=tensors)
+    width = tower.size(f"{TOWER}embeddings.token_embedding.weight", 1)
     config = CLIPTextConfig(
-        vocab_size=vocabulary,
+        vocab_size=tower.size(f"{TOWER}embeddings.token_embedding.weight", 0),
         hidden_size=width,
-        intermediate_size=tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=len(layers),
+        intermediate_size=tower.size(f"{TOWER}encoder.layers.0.mlp.fc1.weight", 0),
+        num_hidden_layers=len({number for key in tensors for number in re.findall(r"encoder\.layers\.(\d+)\.", key)}),
         num_attention_heads=max(1, width // HEAD_WIDTH),
-        max_position_embeddings=tensors["text_model.embeddings.position_embedding.weight"].shape[0],
+        max_position_embeddings=tower.size(f"{TOWER}embeddings.position_embedding.weight", 0),
         hidden_act="quick_gelu",
         eos_token_id=END,
     )
-    tensors.pop("text_projection.weight", None)  # identity, in checkpoints that have one
     model = CLIPTextModel(config)
     _load(file, model, tensors, assign=False)
     return model.eval().requires_grad_(False)
@@ -148,14 +160,16 @@ def controlnet_of(path: Path, base: BaseFile) -> ControlNetModel:
     tensors = {key.removeprefix("control_model."): value for key, value in file.tensors.items()}
     if "input_hint_block.0.weight" not in tensors:
         raise file.fail("tensor 'input_hint_block.0.weight'", "a ControlNet for SD1.5 in its original layout", "none of that name")
-    widths = tuple(tensors[f"input_blocks.{3 * level + 1}.0.out_layers.3.weight"].shape[0] for level in range(LEVELS))
-    context = tensors["input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
-    if widths != base.widths:
-        raise MismatchError(f"{path.name} is a ControlNet of block widths {list(widths)}, but {base.path.name} has {list(base.widths)}.")
-    hints = tuple(tensors[f"input_hint_block.{number}.weight"].shape[0] for number in (0, 4, 8, 12))
+    found = replace(file, tensors={f"{UNET}{key}": value for key, value in tensors.items()})  # half a UNet, but for its own parts
+    if (found.widths, found.text_width) != (base.widths, base.text_width):
+        raise MismatchError(
+            f"{path.name} is a ControlNet of block widths {list(found.widths)} for text states of width {found.text_width}, but "
+            f"{base.path.name} has {list(base.widths)} and {base.text_width}; choose a ControlNet that was made for this base."
+        )
+    hints = tuple(found.size(f"{UNET}input_hint_block.{number}.weight", 0) for number in (0, 4, 8, 12))
     config = {
-        "block_out_channels": widths,
-        "cross_attention_dim": context,
+        "block_out_channels": base.widths,
+        "cross_attention_dim": base.text_width,
         "attention_head_dim": HEADS,
         "conditioning_embedding_out_channels": hints,
     }
@@ -184,7 +198,7 @@ def _load(file: BaseFile, model: nn.Module, tensors: dict[str, Tensor], assign: 
         model.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=assign)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise file.fail(type(model).__name__, "the weights of an SD1.5 checkpoint", first) from error
+        raise file.fail(type(model).__name__, "the weights of an SD1.5 checkpoint", shorten(first, 300)) from error
 
 
 def _sha256(opened: Any) -> str:

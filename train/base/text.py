@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from kbdm_core.errors import KBDMError
+from kbdm_core.errors import KBDMError, MismatchError
 from train.base.checkpoint import BaseFile, text_encoder_of
 from train.base.text_tower import END, filled_up, text_model
 
 LOCAL = "local-dir:"
+MOST_TOKENS = 75  # of a prompt, between the first token and the last
 
 
 class TextEncoder:
@@ -39,6 +40,14 @@ class TextEncoder:
         """B prompts -> [B,77] int64, filled up by the end token as SD1.5's hosts do."""
         return filled_up(self.tokenise(list(prompts)))
 
+    def fitting(self, prompt: str) -> str:
+        """The prompt, or of one of more than 75 tokens what is read of it: hosts would read all, and in their own way."""
+        tokens, kept = self.tokenise.encode(prompt), MOST_TOKENS
+        while len(tokens) > MOST_TOKENS:
+            prompt = self.tokenise.decode(tokens[:kept]).strip()  # half a word at its end may come to be more tokens
+            tokens, kept = self.tokenise.encode(prompt), kept - 1
+        return prompt
+
     @torch.no_grad()
     def states(self, tokens: Tensor) -> Tensor:
         """What the UNet attends to: tokens [B,77] -> [B,77,C], after the final norm."""
@@ -60,13 +69,25 @@ class TextEncoder:
 
 
 def text_encoder(file: BaseFile, place: str) -> TextEncoder:
-    """The checkpoint's own text encoder, or that of an OpenCLIP model saved as local-dir:FOLDER. Raises KBDMError if it is not there."""
-    if not place:
-        return TextEncoder(text_encoder_of(file))
+    """The checkpoint's own text encoder, or that of an OpenCLIP model saved as local-dir:FOLDER.
+
+    Raises KBDMError if it is not there, MismatchError if it is not the UNet's.
+    """
+    found = TextEncoder(text_encoder_of(file) if not place else _open_clip(place))
+    if found.width != file.text_width:
+        of = f"base.text_encoder {place}" if place else "its text encoder"
+        raise MismatchError(
+            f"The UNet of {file.path.name} attends to text states of width {file.text_width}, but {of} gives {found.width}; "
+            "choose the text encoder that it was trained with."
+        )
+    return found
+
+
+def _open_clip(place: str) -> CLIPTextModel:
     if not place.startswith(LOCAL):
         raise KBDMError(f"base.text_encoder is '{place}'; expected nothing (the checkpoint's own), or {LOCAL}FOLDER with an OpenCLIP model.")
     try:
         clip = open_clip.create_model(place).eval()
     except Exception as error:  # whatever OpenCLIP meets in a folder
         raise KBDMError(f"base.text_encoder {place} cannot be loaded ({error}); expected open_clip_config.json and weights there.") from error
-    return TextEncoder(text_model(clip))
+    return text_model(clip)
