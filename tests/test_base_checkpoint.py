@@ -11,11 +11,11 @@ import open_clip
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from demo.weights import UNET as SD15
+from demo.weights import checkpoint_layout
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from demo.weights import UNET as SD15
-from demo.weights import checkpoint_layout
 from kbdm_core.errors import FileFormatError, KBDMError, MismatchError
 from testbed.host_clip import host_clip
 from testbed.host_model import SD15_UNET
