@@ -173,7 +173,7 @@ def test_files_that_do_not_belong_together_are_refused(inputs, tmp_path, monkeyp
         ("--controlnet", wrong): "block widths",
         ("--output", inputs.base): "to be read and to be written",
         ("--output", other, "--knowledge-base", other): "to be read and to be written",
-        ("--base.checkpoint", inputs.knowledge_base): "the layout of an SD1.5 checkpoint",
+        ("--base.checkpoint", inputs.knowledge_base): "is not an SD1.5 checkpoint",
         ("--init", inputs.base): "format",
     }
     for more, words in cases.items():

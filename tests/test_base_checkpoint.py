@@ -11,14 +11,14 @@ import open_clip
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from demo.weights import UNET as SD15
-from demo.weights import checkpoint_layout
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from kbdm_core.errors import FileFormatError, KBDMError, MismatchError
 from testbed.host_clip import host_clip
 from testbed.host_model import SD15_UNET
+from testbed.sd15_layout import UNET as SD15
+from testbed.sd15_layout import checkpoint_layout
 from testbed.tiny_base import AUTOENCODER, TEXT_WIDTH, WIDTHS, tiny_models, write_tiny_base
 from testbed.tiny_clip import write_tiny_clip
 from testbed.tiny_controlnet import write_tiny_controlnet

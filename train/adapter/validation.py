@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,8 @@ class Validation:
         prompts = self.text.fitting(batch.captions[0]), ""
         states = [self.text.states(self.text.tokens([prompt])).float() for prompt in prompts]
         drawing = Drawing(guidance, *states, [self.table.seed + number], bucket.latent, batch.pose_pictures)
-        with self.run.accelerator.autocast():
+        half = guided.unet.dtype != torch.float32  # float32 weights draw in float32, as the host does with them
+        with self.run.accelerator.autocast() if half else nullcontext():
             latents = draw_latents(guided, drawing, self.table.steps, self.table.scale, self.controlnet, check, quiet=False)
         return decode(self.autoencoder, latents, self.latent_scale)[0], batch.pose_pictures[0]
 

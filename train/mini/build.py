@@ -47,8 +47,8 @@ def mini_clip_table(folder: Path) -> ClipTable:
 
 
 def mini_base_table(folder: Path) -> BaseTable:
-    """[base] for the miniature."""
-    return BaseTable(checkpoint=folder / CHECKPOINT, text_encoder=f"local-dir:{folder / CLIP}")
+    """[base] for the miniature: small enough for float32, in which its pictures are those of a host without a GPU."""
+    return BaseTable(checkpoint=folder / CHECKPOINT, text_encoder=f"local-dir:{folder / CLIP}", dtype="float32")
 
 
 MINI_ADAPTER = AdapterTable(knowledge_base=ASSETS / KNOWLEDGE_BASE, pose_width=128, pose_stem=(32, 64, 96, 96))
