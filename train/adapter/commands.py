@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +37,7 @@ from train.examples.examples import open_examples
 from train.examples.sources import DatasetSource, Source
 from train.examples.variants import AugmentTable
 from train.run.loop import Run, RunTable
+from train.run.order import fingerprint
 from train.run.recipe import Command, resolved
 from train.run.start import begin, open_run
 
@@ -91,9 +92,8 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
         text = text_encoder(file, recipe.base.text_encoder)
         controlnet = controlnet_of(table.controlnet, file) if table.controlnet else None
         autoencoder = autoencoder_of(file).to(run.device)
-        examples = open_examples(
-            run, open_source(run), recipe.examples, recipe.augment, encoder(autoencoder, run.device), f"{file.sha256} {LATENT_SCALE}"
-        )
+        encoder_key = f"{fingerprint(*autoencoder.state_dict().values())} {LATENT_SCALE}"  # bases with the same VAE share latents
+        examples = open_examples(run, open_source(run), recipe.examples, recipe.augment, encoder(autoencoder, run.device), encoder_key)
         items, held = split(examples.keys, held_out)
         text.model.to(run.device)  # in float32 for the knowledge base's questions, as in the node
         answers = None if knowledge_base is None else _answers(run, knowledge_base, text, examples.captions, table.decompose)
@@ -104,12 +104,15 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
             unet.enable_gradient_checkpointing()
         text.model.to(dtype)
         objective = AdapterObjective(made, unet, table.alpha, table.snr, controlnet.to(dtype) if controlnet else None)
+        info = AdapterInfo(recipe.output.stem, file.base, file.sha256, knowledge_base.codebook_sha256 if knowledge_base else "")
+        files = _files(recipe, file)
+        file.tensors.clear()  # gigabytes that the models no longer need
         weights = sum(value.numel() for value in made.parameters())
         sections = ", ".join(made.sections)
-        run.say(f"adapter: {sections}, {weights / 1e6:.2f} M weights, on {file.path.name} ({file.base}); {len(items)} pictures to learn from")
+        run.say(f"adapter: {sections}, {weights / 1e6:.2f} M weights, on {file.path.name} ({info.base}); {len(items)} pictures to learn from")
         validation = Validation(
             run, recipe.validation, examples, (held if len(held) else items).tolist()[: recipe.validation.pictures], text, answers, autoencoder,
-            LATENT_SCALE, _files(recipe, file), objective.controlnet,
+            LATENT_SCALE, files, objective.controlnet,
         )  # fmt: skip
         begin(run, recipe)
         stage = AdapterTraining(run, table, objective, text, examples, items, answers, validation)
@@ -118,10 +121,8 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
             return
         exported = stage.result
         if run.is_main:
-            codebook = knowledge_base.codebook_sha256 if knowledge_base else ""
             summary = {"recipe": resolved(recipe), "steps": stage.steps, "pictures": len(items), "seconds": round(time.monotonic() - start, 1)}
-            info = AdapterInfo(recipe.output.stem, file.base, file.sha256, codebook, summary)
-            save_adapter(recipe.output, stage.result, info, DTYPES[table.export])
+            save_adapter(recipe.output, stage.result, replace(info, training=summary), DTYPES[table.export])
             exported = load_adapter(recipe.output)[0].float().to(run.device)  # what ComfyUI will load, rounded as it is there
         validation.draw(stage.optimisation.plain.guided, exported, stage.steps)
         if run.is_main:
