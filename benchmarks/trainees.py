@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from kbdm_core.adapter import AdapterSizes, fresh_adapter, sd15_sizes
 from testbed.random_weights import randomise
-from train.adapter.objective import NOISE, AdapterObjective, Inputs
+from train.adapter.objective import AdapterObjective, Inputs
 from train.adapter.table import AdapterTable
 from train.adapter.training import make_optimiser, project_blend
+from train.base.diffusion import NOISE
 from train.host import text_projections
 
 HEADS = 8  # of every block of SD1.5

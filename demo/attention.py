@@ -20,9 +20,9 @@ from kbdm_core.skeleton import render_openpose
 from kbdm_core.soft_mask import pool_mask
 from train.adapter.sampling import Drawing, decode, draw_latents
 from train.base.checkpoint import autoencoder_of, read_base, unet_of
+from train.base.diffusion import LATENT_SCALE
 from train.base.text import TextEncoder, text_encoder
 from train.host import GuidedUNet, MaskedSelfAttention
-from train.mini.autoencoder import SCALE as LATENT_SCALE
 
 from . import miniature
 from .rows import Row

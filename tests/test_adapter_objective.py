@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -18,11 +17,12 @@ from testbed.tiny_base import WIDTHS, tiny_models, write_tiny_base, write_tiny_k
 from testbed.training import small_run
 from train.adapter.commands import encoder
 from train.adapter.conditions import KBAnswers
-from train.adapter.objective import NOISE, AdapterObjective, Inputs
+from train.adapter.objective import AdapterObjective, Inputs
 from train.adapter.sampling import noise_of, scheduler
 from train.adapter.table import AdapterTable
 from train.adapter.training import AdapterTraining, make_optimiser, project_blend
 from train.base.checkpoint import autoencoder_of, read_base, unet_of
+from train.base.diffusion import NOISE
 from train.base.text import text_encoder
 from train.data.records import DataTable
 from train.data.sources import open_dataset
@@ -201,4 +201,4 @@ def test_an_adapter_of_another_knowledge_base_is_no_start(files, tmp_path, capsy
     arguments = ["adapter", f"--base.checkpoint={base}", f"--knowledge-base={path}", f"--data.root={folder / 'pictures'}"]
     assert main([*arguments, f"--init={tmp_path / 'old.safetensors'}", f"--output={tmp_path / 'new.safetensors'}"]) == 2
     assert "its own codebook" in capsys.readouterr().err
-    assert np.all([name.name == "old.safetensors" for name in tmp_path.iterdir()])
+    assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]

@@ -12,10 +12,11 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from safetensors.torch import load_file
 
 from train.__main__ import main
+from train.base.diffusion import LATENT_SCALE
 from train.features.clip import VisionTextCLIP
 from train.features.table import ClipTable
 from train.mini import commands, unet
-from train.mini.autoencoder import CONFIG, SCALE, colour_error, edge_error, folded
+from train.mini.autoencoder import CONFIG, colour_error, edge_error, folded
 from train.mini.scenes import WorldTable, as_batch, captions, rendered
 from train.mini.world.render import render
 from train.mini.world.scene import scene
@@ -70,9 +71,9 @@ def test_folding_the_deviation_changes_the_latents_scale_and_nothing_else(cache)
         expected = autoencoder.decode(before.mean).sample
         autoencoder, deviation = folded(autoencoder, pictures)
         after = autoencoder.encode(x).latent_dist
-        scaled = torch.cat([autoencoder.encode(as_batch(pictures, part)).latent_dist.mean for part in torch.arange(64).split(32)]) * SCALE
+        scaled = torch.cat([autoencoder.encode(as_batch(pictures, part)).latent_dist.mean for part in torch.arange(64).split(32)]) * LATENT_SCALE
     assert scaled.std().item() == pytest.approx(1, rel=1e-3)
-    assert torch.allclose(after.std / before.std, torch.tensor(1 / (SCALE * deviation)), rtol=1e-3)
+    assert torch.allclose(after.std / before.std, torch.tensor(1 / (LATENT_SCALE * deviation)), rtol=1e-3)
     assert torch.allclose(autoencoder.decode(after.mean).sample, expected, atol=1e-4)
 
 

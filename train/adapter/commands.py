@@ -27,6 +27,7 @@ from train.adapter.training import AdapterTraining
 from train.adapter.validation import Validation
 from train.adapter.workflow import Files
 from train.base.checkpoint import BaseFile, autoencoder_of, controlnet_of, read_base, require_sd15, text_projections, unet_of
+from train.base.diffusion import LATENT_SCALE
 from train.base.table import BaseTable
 from train.base.text import TextEncoder, text_encoder
 from train.data.records import DataTable
@@ -41,7 +42,6 @@ from train.run.order import fingerprint
 from train.run.recipe import Command, resolved
 from train.run.start import begin, open_run
 
-LATENT_SCALE = 0.18215  # SD1.5's factor from latents to what the UNet sees, fixed in its hosts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTOCAST = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 KB_CACHE = Path(".cache/kb")

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from kbdm_core.adapter import KBDMAdapter
 from kbdm_core.guidance import Guidance, adapter_guidance
 from kbdm_core.sd15 import BLOCKS
+from train.base.diffusion import NOISE, min_snr
 from train.host import GuidedUNet
-
-NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SD1.5's
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +68,7 @@ class AdapterObjective(nn.Module):
         if self.alpha != 1:
             square = square * (1 + (self.alpha - 1) * inputs.masks[:, :1])
         error = square.mean((1, 2, 3))  # [B]
-        if self.snr:
-            snr = compute_snr(self.schedule, inputs.timesteps)
-            error = error * snr.clamp(max=self.snr) / snr
-        return error
+        return min_snr(error, self.schedule, inputs.timesteps, self.snr)
 
 
 def guidance_of(adapter: KBDMAdapter, kb_tokens: Tensor | None, pose_pictures: Tensor, masks: Tensor) -> Guidance:

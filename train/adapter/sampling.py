@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kbdm_core.guidance import Guidance
-from train.adapter.objective import NOISE, controlnet_residuals
+from train.adapter.objective import controlnet_residuals
+from train.base.diffusion import NOISE
 from train.host import GuidedUNet
 
 ROLES = ("positive", "negative")

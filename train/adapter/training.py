@@ -12,9 +12,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kbdm_core.adapter import KBDMAdapter
 from kbdm_core.sd15 import BLOCKS
 from train.adapter.conditions import KBAnswers
-from train.adapter.objective import NOISE, AdapterObjective, Inputs
+from train.adapter.objective import AdapterObjective, Inputs
 from train.adapter.table import AdapterTable
 from train.adapter.validation import Validation
+from train.base.diffusion import NOISE
 from train.base.text import TextEncoder
 from train.examples.examples import Batch, Examples, Request
 from train.run.loop import Run

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kbdm_core.safetensors_file import read, write
+from train.base.diffusion import LATENT_SCALE
 from train.mini.scenes import as_batch
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
 from train.run.order import Order, fingerprint, generator
 
 FORMAT = "kbdm.mini_autoencoder"
-SCALE = 0.18215  # SD1.5's factor from latents to what the UNet sees, fixed in its hosts
 CONFIG = {
     "block_out_channels": (64, 64, 64, 64),
     "layers_per_block": 0,  # one residual block per level in the decoder, none in the encoder
@@ -137,14 +137,14 @@ class AutoencoderTraining:
 
 @torch.no_grad()
 def folded(autoencoder: AutoencoderKL, pictures: np.ndarray, count: int = 512) -> tuple[AutoencoderKL, float]:
-    """The autoencoder with its latents' standard deviation folded into its weights, so that SCALE times a latent has deviation 1.
+    """The autoencoder with its latents' standard deviation folded into its weights, so that LATENT_SCALE times a latent has deviation 1.
 
     Only the 1 x 1 convolutions around the latents change. Measured on `count` pictures, spread evenly -> also the deviation before.
     """
     items = torch.arange(0, len(pictures), max(1, len(pictures) // count))[:count]
     means = torch.cat([autoencoder.encode(as_batch(pictures, part)).latent_dist.mean for part in items.split(32)])
     deviation = float(means.std())
-    factor = 1 / (SCALE * deviation)
+    factor = 1 / (LATENT_SCALE * deviation)
     out, back = autoencoder.quant_conv, autoencoder.post_quant_conv
     channels = autoencoder.config.latent_channels
     out.weight[:channels] *= factor

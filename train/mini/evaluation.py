@@ -20,11 +20,11 @@ from kbdm_core.guidance import Guidance, adapter_guidance
 from kbdm_core.keypoints import Person, Pose
 from train.adapter.conditions import KBAnswers
 from train.adapter.sampling import Drawing, decode, draw_latents
+from train.base.diffusion import LATENT_SCALE
 from train.base.text import TextEncoder
 from train.examples.buckets import LATENT_STRIDE
 from train.examples.masks import mask_key, pose_picture
 from train.host import GuidedUNet
-from train.mini.autoencoder import SCALE
 from train.mini.estimator import PoseEstimator
 from train.mini.scenes import SIDE, as_batch
 from train.mini.world.dataset import SPLITS
@@ -130,7 +130,7 @@ class ColumnDrawing:
 
 def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
     """Pictures uint8 [n,128,128,3] of latents as the UNet sees them."""
-    return decode(autoencoder, latents.to(autoencoder.device), SCALE)
+    return decode(autoencoder, latents.to(autoencoder.device), LATENT_SCALE)
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def reconstructed(autoencoder: AutoencoderKL, pictures: np.ndarray) -> Tensor:
     found = []
     for items in torch.arange(len(pictures)).split(ENCODED):
         means = autoencoder.encode(as_batch(pictures, items).to(autoencoder.device)).latent_dist.mean
-        found.append(decoded(autoencoder, SCALE * means))
+        found.append(decoded(autoencoder, LATENT_SCALE * means))
     return torch.cat(found)
 
 

@@ -12,13 +12,12 @@ import torch
 from annotated_types import Ge, Le
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from train.base.checkpoint import read_base, unet_of
-from train.mini.autoencoder import SCALE
+from train.base.diffusion import LATENT_SCALE, NOISE, min_snr
 from train.mini.scenes import as_batch
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
@@ -31,7 +30,6 @@ CONFIG = {
     "attention_head_dim": 8,  # diffusers' name for SD1.5's eight heads
     "cross_attention_dim": 128,
 }
-NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SD1.5's
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,7 @@ class UNetObjective(nn.Module):
         """latents, noise [B,4,h,w], timesteps int64 [B], states [B,77,C] -> scalar."""
         noisy = self.noise.add_noise(latents, noise, timesteps)
         error = (self.unet(noisy, timesteps, states).sample.float() - noise).square().mean((1, 2, 3))  # [B]
-        if self.snr:
-            snr = compute_snr(self.noise, timesteps)
-            error = error * snr.clamp(max=self.snr) / snr
-        return error.mean()
+        return min_snr(error, self.noise, timesteps, self.snr).mean()
 
 
 class UNetTraining:
@@ -123,11 +118,11 @@ class UNetTraining:
 
 @torch.no_grad()
 def scaled_latents(autoencoder: AutoencoderKL, pictures: np.ndarray, check: Callable[[], None], batch: int = 32) -> Tensor:
-    """SCALE times the mean latents of all pictures, then of all mirrored, float16 [2 scenes,4,16,16]: of deviation 1."""
+    """LATENT_SCALE times the mean latents of all pictures, then of all mirrored, float16 [2 scenes,4,16,16]: of deviation 1."""
     found = []
     for mirrored in (False, True):
         for items in tqdm(torch.arange(len(pictures)).split(batch), desc="latents", unit=f"x{batch} pictures"):
             check()
             x = as_batch(pictures, items, torch.full((len(items),), mirrored))
-            found.append((SCALE * autoencoder.encode(x).latent_dist.mean).half())
+            found.append((LATENT_SCALE * autoencoder.encode(x).latent_dist.mean).half())
     return torch.cat(found)
