@@ -46,7 +46,7 @@ def row_graph(row: Row) -> Graph:
 
     All rows have the same nodes under the same numbers, so that the host loads model, knowledge base and adapter once.
     """
-    one = workflow(LISTED, row.prompt, row.pose, row.seed, STEPS, SCALE)
+    one = workflow(LISTED, row.prompt, "phrases", row.prompt, row.pose, row.seed, STEPS, SCALE)
     steered = {key: node for key, node in one.items() if node["class_type"] in STEERED}
     graph = {key: node for key, node in one.items() if key not in steered}
     for node in graph.values():
