@@ -22,7 +22,7 @@ from train.adapter.sampling import noise_of, scheduler
 from train.adapter.table import AdapterTable
 from train.adapter.training import AdapterTraining, make_optimiser, project_blend
 from train.base.checkpoint import autoencoder_of, read_base, unet_of
-from train.base.diffusion import NOISE
+from train.base.diffusion import NOISE, SNRWeight
 from train.base.text import text_encoder
 from train.data.records import DataTable
 from train.data.sources import open_dataset
@@ -59,10 +59,10 @@ def unet():
     return tiny_models()[0]
 
 
-@pytest.mark.parametrize(("alpha", "snr"), [(1.0, 0.0), (5.0, 0.0), (1.0, 5.0), (5.0, 2.0)])
-def test_the_error_is_eq_1_weighted_in_the_pose_and_by_min_snr(unet, alpha, snr):
+@pytest.mark.parametrize(("alpha", "snr", "plus"), [(1.0, 0.0, 0.0), (5.0, 0.0, 0.0), (1.0, 5.0, 0.0), (5.0, 2.0, 0.0), (1.0, 5.0, 1.0)])
+def test_the_error_is_eq_1_weighted_in_the_pose_and_by_the_snr(unet, alpha, snr, plus):
     inputs, adapter = some_inputs(), moved_adapter()
-    objective = AdapterObjective(adapter, unet, alpha, snr)
+    objective = AdapterObjective(adapter, unet, alpha, SNRWeight(snr, plus))
     with torch.no_grad():
         found = objective(inputs)
         bar = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square().neg().add(1).cumprod(0)
@@ -73,7 +73,7 @@ def test_the_error_is_eq_1_weighted_in_the_pose_and_by_min_snr(unet, alpha, snr)
             guidance = adapter_guidance(adapter, (part.kb_tokens, part.kb_tokens), part.pose_pictures, pose_masks=tuple(part.masks.unbind(1)))
             square = (objective.guided(noisy, part.timesteps, part.states, guidance) - part.noise) ** 2
             square = torch.where(part.masks[:, :1].bool(), alpha * square, square)
-            weight = min(a / (1 - a), snr) / (a / (1 - a)) if snr else 1.0
+            weight = min(a / (1 - a) + plus, snr) / (a / (1 - a)) if snr else 1.0
             assert found[one].item() == pytest.approx(weight * square.mean().item(), rel=1e-3)
 
 

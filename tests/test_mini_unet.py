@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from kbdm_core.sd15 import BLOCKS
+from train.base.diffusion import SNRWeight
 from train.base.text_tower import END, filled_up, text_model
 from train.mini import autoencoder, clip, unet
 from train.run.loop import Run, RunTable
@@ -34,17 +35,18 @@ def test_tokens_are_filled_up_by_the_end_token():
 
 
 def test_the_unet_has_sd15s_blocks_and_no_more_than_eight_million_weights():
-    model = unet.UNetObjective(5.0).unet
+    model = unet.UNetObjective(SNRWeight()).unet
     assert sum(value.numel() for value in model.parameters()) <= 8e6
     for block in BLOCKS:
         attention = model.get_submodule(f"{block.diffusers}.transformer_blocks.0.attn1")
         assert attention.heads == 8 and attention.to_k.bias is None
 
 
-def test_min_snr_weighs_the_error_of_each_picture():
+@pytest.mark.parametrize(("most", "plus"), [(5.0, 0.0), (5.0, 1.0), (0.0, 1.0), (0.0, 0.0)])
+def test_the_error_of_each_picture_weighs_by_its_snr(most, plus):
     """Against the definition, with the noise schedule's own cumulative products."""
     torch.manual_seed(0)
-    objective = unet.UNetObjective(5.0)
+    objective = unet.UNetObjective(SNRWeight(most, plus))
     latents, noise, states = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16), torch.randn(3, 77, 128)
     timesteps = torch.tensor([5, 300, 990])
     alpha = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square().neg().add(1).cumprod(0)[timesteps].float()
@@ -52,7 +54,8 @@ def test_min_snr_weighs_the_error_of_each_picture():
     with torch.no_grad():
         error = (objective.unet(noisy, timesteps, states).sample - noise).square().mean((1, 2, 3))
         snr = alpha / (1 - alpha)
-        expected = (error * torch.minimum(snr, torch.tensor(5.0)) / snr).mean()
+        weight = torch.minimum(snr + plus, torch.tensor(most or torch.inf)) / snr if most or plus else 1.0
+        expected = (error * weight).mean()
         assert objective(latents, noise, timesteps, states).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -90,6 +93,19 @@ def test_latents_of_mirrored_pictures_follow_those_of_the_others():
     mirrored = unet.scaled_latents(model, np.ascontiguousarray(pictures[:, :, ::-1]), lambda: None, batch=2)
     assert latents.shape == (6, 4, 16, 16) and latents.dtype == torch.float16
     assert torch.allclose(latents[3:].float(), mirrored[:3].float(), atol=2e-3)
+
+
+def test_latents_are_kept_until_the_pictures_or_the_autoencoder_change(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = AutoencoderKL(**autoencoder.CONFIG).eval()
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    first = unet.kept_latents(tmp_path, model, pictures, lambda: None)
+    assert torch.equal(first, unet.scaled_latents(model, pictures, lambda: None))
+    monkeypatch.setattr(unet, "scaled_latents", lambda *_: torch.zeros(6, 4, 16, 16))
+    assert torch.equal(unet.kept_latents(tmp_path, model, pictures, lambda: None), first)
+    assert not unet.kept_latents(tmp_path, model, pictures[::-1], lambda: None).any()
+    torch.nn.init.zeros_(model.quant_conv.bias).add_(1)
+    assert not unet.kept_latents(tmp_path, model, pictures, lambda: None).any()
 
 
 def test_retrieval_counts_pairs_that_find_each_other(tower):

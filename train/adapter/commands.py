@@ -27,7 +27,7 @@ from train.adapter.training import AdapterTraining
 from train.adapter.validation import Validation
 from train.adapter.workflow import Files
 from train.base.checkpoint import BaseFile, autoencoder_of, controlnet_of, read_base, require_sd15, text_projections, unet_of
-from train.base.diffusion import LATENT_SCALE
+from train.base.diffusion import LATENT_SCALE, SNRWeight
 from train.base.table import BaseTable
 from train.base.text import TextEncoder, text_encoder
 from train.data.records import DataTable
@@ -103,7 +103,9 @@ def train_adapter(recipe: AdapterTables, open_source: Callable[[Run], Source], h
         if recipe.base.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         text.model.to(dtype)
-        objective = AdapterObjective(made, unet, table.alpha, table.snr, controlnet.to(dtype) if controlnet else None)
+        objective = AdapterObjective(
+            made, unet, table.alpha, SNRWeight(table.snr, table.snr_plus), controlnet.to(dtype) if controlnet else None
+        )
         info = AdapterInfo(recipe.output.stem, file.base, file.sha256, knowledge_base.codebook_sha256 if knowledge_base else "")
         files = _files(recipe, file)
         file.tensors.clear()  # gigabytes that the models no longer need

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kbdm_core.adapter import KBDMAdapter
 from kbdm_core.guidance import Guidance, adapter_guidance
 from kbdm_core.sd15 import BLOCKS
-from train.base.diffusion import NOISE, min_snr
+from train.base.diffusion import NOISE, SNRWeight
 from train.host import GuidedUNet
 
 
@@ -47,16 +47,16 @@ class AdapterObjective(nn.Module):
         adapter: KBDMAdapter,
         unet: UNet2DConditionModel,
         alpha: float = 1.0,
-        snr: float = 0.0,
+        weight: SNRWeight = SNRWeight(),
         controlnet: ControlNetModel | None = None,
     ):
         super().__init__()
         self.adapter, self.controlnet = adapter, controlnet
         self.guided = GuidedUNet(unet.requires_grad_(False))
-        self.alpha, self.snr, self.schedule = alpha, snr, DDPMScheduler(**NOISE)
+        self.alpha, self.weight, self.schedule = alpha, weight, DDPMScheduler(**NOISE)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """The error of each picture [B], float32: the mean square over its latent, weighted inside the coarse pose mask by alpha and by min-SNR."""
+        """The error of each picture [B], float32: the mean square over its latent, weighted inside the coarse pose mask by alpha and by the timestep's SNR."""
         noisy = self.schedule.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
         guidance = guidance_of(self.adapter, inputs.kb_tokens, inputs.pose_pictures, inputs.masks)
         if guidance.kb is not None:  # outside of what gradient checkpointing computes twice
@@ -68,7 +68,7 @@ class AdapterObjective(nn.Module):
         if self.alpha != 1:
             square = square * (1 + (self.alpha - 1) * inputs.masks[:, :1])
         error = square.mean((1, 2, 3))  # [B]
-        return min_snr(error, self.schedule, inputs.timesteps, self.snr)
+        return self.weight.of(error, self.schedule, inputs.timesteps)
 
 
 def guidance_of(adapter: KBDMAdapter, kb_tokens: Tensor | None, pose_pictures: Tensor, masks: Tensor) -> Guidance:

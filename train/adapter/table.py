@@ -60,7 +60,9 @@ class AdapterTable:
     alpha: Annotated[float, Ge(0)] = 1.0
     """Weight of the error inside the pose mask: 1 = Eq. 1, 5 = the baseline."""
     snr: Rate = 0.0
-    """Min-SNR weighting: a picture's error weighs min(SNR, this) / SNR; 0 = Eq. 1, all timesteps alike."""
+    """Min-SNR weighting: a picture's error weighs min(SNR + `snr_plus`, this) / SNR; 0 = no limit, and with `snr_plus` 0 Eq. 1 itself."""
+    snr_plus: Rate = 0.0
+    """1 = weigh as if velocity were predicted: the noisiest timesteps, where the layout is decided, count as much as the others."""
     ema: Annotated[float, Ge(0), Le(1)] = 0.0
     """Decay of the running average of the weights, which is then the result; 0 = the weights themselves."""
     gate_outputs: Literal[1, 16] = 16

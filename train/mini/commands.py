@@ -21,7 +21,7 @@ from train.mini.clip import ClipTraining, MiniClipTable, retrieval, save_clip, t
 from train.mini.estimator import save_estimator
 from train.mini.estimator_training import EstimatorTable, EstimatorTraining, own_error
 from train.mini.scenes import WorldTable, captions, drawn, poses, rendered
-from train.mini.unet import UNetTable, UNetTraining, scaled_latents
+from train.mini.unet import UNetTable, UNetTraining, kept_latents
 from train.mini.world.dataset import SPLITS
 from train.run.loop import Run, RunTable
 from train.run.recipe import Command, resolved
@@ -116,7 +116,7 @@ def unet(recipe: UNetCommand) -> None:
         frozen = autoencoder_of(read_base(recipe.unet.init)) if goes_on else load_autoencoder(recipe.autoencoder_file)
         tower = open_clip.create_model(f"local-dir:{recipe.clip_folder}").eval()
         pictures, texts = _scenes(run, recipe.world)
-        latents = scaled_latents(frozen, pictures, run.signals.check)
+        latents = kept_latents(recipe.world.cache, frozen, pictures, run.signals.check)
         begin(run, recipe)
         tokens, empty = filled_up(tokenised(texts)), filled_up(tokenised([""]))[0]
         stage = UNetTraining(run, recipe.unet, latents, tokens, empty, text_model(tower))

@@ -1,4 +1,4 @@
-"""The miniature's UNet: SD1.5's topology at small width, trained to draw Mini-Human from captions (DDPM, min-SNR)."""
+"""The miniature's UNet: SD1.5's topology at small width, trained to draw Mini-Human from captions (DDPM)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from annotated_types import Ge, Le
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from kbdm_core.safetensors_file import write
 from train.base.checkpoint import read_base, unet_of
-from train.base.diffusion import LATENT_SCALE, NOISE, min_snr
+from train.base.diffusion import LATENT_SCALE, NOISE, SNRWeight
 from train.mini.scenes import as_batch
 from train.run.loop import Run
 from train.run.optimisation import Optimisation
@@ -47,27 +49,31 @@ class UNetTable:
     empty_share: Annotated[float, Ge(0), Le(1)] = 0.1
     """How often "" stands for the caption, so that the guidance scale works."""
     snr: Annotated[float, Ge(0)] = 5.0
-    """Min-SNR weighting: a step's loss weighs min(SNR, this) / SNR; 0 = all alike."""
+    """A picture's error weighs min(SNR + `snr_plus`, this) / SNR; 0 = no limit."""
+    snr_plus: Annotated[float, Ge(0)] = 1.0
+    """1 = the noisiest steps, where the layout is decided, count as much as the others; 0 = min-SNR weighting."""
     ema: Annotated[float, Ge(0), Le(1)] = 0.999
     """Decay of the running average of the weights, which is the result."""
     init: Path | None = None
     """A checkpoint to go on from: its UNet is trained further on its own autoencoder's latents. Take another --run.seed then."""
+    compile: bool = False
+    """torch.compile the UNet: 1.3 times the steps per second on two CPU cores, after two minutes of compiling. Needs a C++ compiler."""
 
 
 class UNetObjective(nn.Module):
     """Eq. 1 on noisy latents: the UNet with its weighted noise prediction error."""
 
-    def __init__(self, snr: float):
+    def __init__(self, weight: SNRWeight):
         super().__init__()
         self.unet = UNet2DConditionModel(**CONFIG)
         self.unet.set_attn_processor(AttnProcessor())  # on a CPU, in bf16 and with such narrow heads, twice as fast as the fused attention
-        self.noise, self.snr = DDPMScheduler(**NOISE), snr
+        self.noise, self.weight = DDPMScheduler(**NOISE), weight
 
     def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """latents, noise [B,4,h,w], timesteps int64 [B], states [B,77,C] -> scalar."""
         noisy = self.noise.add_noise(latents, noise, timesteps)
         error = (self.unet(noisy, timesteps, states).sample.float() - noise).square().mean((1, 2, 3))  # [B]
-        return min_snr(error, self.noise, timesteps, self.snr).mean()
+        return self.weight.of(error, self.noise, timesteps).mean()
 
 
 class UNetTraining:
@@ -81,10 +87,12 @@ class UNetTraining:
         self.order = Order(len(latents), max(run.world, table.batch), run.table.seed)
         self.inputs = fingerprint(latents[:: max(1, len(latents) // 512)], tokens)
         torch.manual_seed(run.table.seed)
-        objective = UNetObjective(table.snr)
+        objective = UNetObjective(SNRWeight(table.snr, table.snr_plus))
         if table.init is not None:
             objective.unet.load_state_dict(unet_of(read_base(table.init)).state_dict())
         objective = objective.to(run.device)
+        if table.compile:
+            objective.unet.compile()
         optimiser = torch.optim.AdamW(objective.parameters(), table.learning_rate, weight_decay=0.01)
         self.optimisation = Optimisation(run, objective, optimiser, table.steps, table.warmup, clip=1.0)
         self.average = AveragedModel(self.optimisation.plain.unet, multi_avg_fn=get_ema_multi_avg_fn(table.ema))
@@ -114,6 +122,17 @@ class UNetTraining:
     def load(self, state: dict[str, Any]) -> None:
         self.optimisation.load(state)
         self.average.load_state_dict(state["average"])
+
+
+def kept_latents(folder: Path, autoencoder: AutoencoderKL, pictures: np.ndarray, check: Callable[[], None]) -> Tensor:
+    """`scaled_latents`, from a file in `folder` where the same autoencoder has been over the same pictures before."""
+    sample = torch.from_numpy(pictures[:: max(1, len(pictures) // 64)].copy())
+    path = folder / f"latents-{len(pictures)}-{fingerprint(sample, *autoencoder.state_dict().values())[:12]}.safetensors"
+    if path.exists():
+        return load_file(path)["latents"]
+    latents = scaled_latents(autoencoder, pictures, check)
+    write(path, {"latents": latents}, {}, {})
+    return latents
 
 
 @torch.no_grad()
