@@ -104,7 +104,7 @@ def test_latents_are_kept_until_the_pictures_or_the_autoencoder_change(tmp_path,
     monkeypatch.setattr(unet, "scaled_latents", lambda *_: torch.zeros(6, 4, 16, 16))
     assert torch.equal(unet.kept_latents(tmp_path, model, pictures, lambda: None), first)
     assert not unet.kept_latents(tmp_path, model, pictures[::-1], lambda: None).any()
-    torch.nn.init.zeros_(model.quant_conv.bias).add_(1)
+    torch.nn.init.ones_(model.quant_conv.bias)
     assert not unet.kept_latents(tmp_path, model, pictures, lambda: None).any()
 
 
