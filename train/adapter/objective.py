@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kbdm_core.adapter import KBDMAdapter
 from kbdm_core.guidance import Guidance, adapter_guidance
 from kbdm_core.sd15 import BLOCKS
-from train.base.diffusion import NOISE, SNRWeight
+from train.base.diffusion import ALIKE, NOISE, SNRWeight
 from train.host import GuidedUNet
 
 
@@ -47,7 +47,7 @@ class AdapterObjective(nn.Module):
         adapter: KBDMAdapter,
         unet: UNet2DConditionModel,
         alpha: float = 1.0,
-        weight: SNRWeight = SNRWeight(),
+        weight: SNRWeight = ALIKE,
         controlnet: ControlNetModel | None = None,
     ):
         super().__init__()
@@ -56,7 +56,7 @@ class AdapterObjective(nn.Module):
         self.alpha, self.weight, self.schedule = alpha, weight, DDPMScheduler(**NOISE)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """The error of each picture [B], float32: the mean square over its latent, weighted inside the coarse pose mask by alpha and by the timestep's SNR."""
+        """The error of each picture [B], float32: its mean square, inside the coarse pose mask times alpha, weighted by the timestep's SNR."""
         noisy = self.schedule.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
         guidance = guidance_of(self.adapter, inputs.kb_tokens, inputs.pose_pictures, inputs.masks)
         if guidance.kb is not None:  # outside of what gradient checkpointing computes twice

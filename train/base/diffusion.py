@@ -30,3 +30,6 @@ class SNRWeight:
         snr = compute_snr(schedule, timesteps)
         weight = snr + self.plus
         return error * (weight.clamp(max=self.most) if self.most else weight) / snr
+
+
+ALIKE = SNRWeight()  # Eq. 1: every timestep counts as it is
