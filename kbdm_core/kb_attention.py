@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .roles import NEGATIVE
 from .sd15 import BLOCKS, Block
 from .soft_mask import match_batch
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-NEGATIVE = "negative"
 
 
 class KBProjection(nn.Module):

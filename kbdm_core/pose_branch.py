@@ -159,18 +159,28 @@ class PosePort:
         """Drop the prepared picture features (called when the host moves the model away)."""
         self._cache.clear()
 
-    def __call__(self, features: Tensor, timestep: Tensor, roles: int) -> list[Tensor]:
-        """strength * residuals. features [B,c0,h,w] with B = roles * images; chunks with the same latent share one pass."""
-        images = features.shape[0] // roles
+    def __call__(self, features: Tensor, timestep: Tensor, shares: tuple[float, ...]) -> list[Tensor] | None:
+        """share * strength * residuals; None where all shares are 0.
+
+        features [B,c0,h,w] with B = len(shares) * images: one share per chunk of the batch. Chunks with the same latent share one pass.
+        """
+        strengths = [self.strength * share for share in shares]
+        images = features.shape[0] // len(shares)
         chunks = features.split(images)
         first_equal = [next(j for j in range(i + 1) if j == i or torch.equal(chunks[j], chunks[i])) for i in range(len(chunks))]
-        distinct = sorted(set(first_equal))
+        distinct = sorted({i for i, strength in zip(first_equal, strengths) if strength != 0})
         timestep = match_batch(timestep, images)
         picture, masks = self._prepared(features, images)
         per_chunk = {
             i: self.branch(chunks[i], timestep, picture, masks, self.axis, self.background) for i in distinct
         }
-        return [torch.cat([per_chunk[i][level] for i in first_equal]) * self.strength for level in range(LEVELS)]
+        if not per_chunk:
+            return None
+        some = per_chunk[distinct[0]]
+        return [
+            torch.cat([per_chunk[i][level] * s if s != 0 else torch.zeros_like(some[level]) for i, s in zip(first_equal, strengths)])
+            for level in range(LEVELS)
+        ]
 
     def _prepared(self, features: Tensor, images: int) -> tuple[PictureFeatures, list[tuple[Tensor, Tensor]]]:
         """Picture features and pooled masks for this size, made once per size, device and dtype."""

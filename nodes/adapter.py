@@ -81,13 +81,16 @@ class KBDMAdapterApply:
                 "kb_tokens": ("KBDM_TOKENS", {"tooltip": "From KB Text Query. Not connected: the knowledge base is off."}),
                 "pose_image": ("IMAGE", {"tooltip": "A skeleton picture on black (Render Pose, DWPose ...). Not connected: the pose branch is off."}),
                 "mask": ("MASK", {"tooltip": "Where the people are. Not connected: derived from pose_image; without both, the dynamic mask is off."}),
+                "negative_strength": strength(
+                    "Share of the adapter for the negative prompt: 1 = as in training, 0 = none, so that cfg pushes towards the pose, too.", 1.0
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }  # fmt: skip
 
     def apply(
         self, model, adapter, kb_strength, dm_strength, pose_strength, start_percent, end_percent,
-        kb_tokens=None, pose_image=None, mask=None, unique_id=None,
+        kb_tokens=None, pose_image=None, mask=None, negative_strength=1.0, unique_id=None,
     ):  # fmt: skip
         info, sections = adapter.info, adapter.adapter.sections
         require_base(model, adapter.adapter.sizes.widths, info.base, info.name)
@@ -103,6 +106,7 @@ class KBDMAdapterApply:
             kb_strength,
             dm_strength,
             pose_strength,
+            negative_strength=negative_strength,
         )
         return (host.apply_guidance(model, guidance, start_percent, end_percent, adapter.weights),)
 

@@ -23,7 +23,7 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ..kbdm_core.adapter import KBDMAdapter
 from ..kbdm_core.guidance import Guidance, Ports
-from ..kbdm_core.kb_attention import NEGATIVE
+from ..kbdm_core.roles import NEGATIVE, POSITIVE
 from ..kbdm_core.sd15 import BLOCKS, RESIDUAL_LEVEL_BY_INPUT_BLOCK, Block
 from .token_grid import token_grid
 
@@ -123,9 +123,9 @@ def cond_roles(transformer_options: dict) -> tuple[str, ...]:
     chunks = transformer_options.get("cond_or_uncond") or [0]
     names = transformer_options.get(COND_NAMES, {})
     uuids = transformer_options.get("uuids") or [None] * len(chunks)
-    by_index = [NEGATIVE if index == 1 else "positive" for index in chunks]
+    by_index = [NEGATIVE if index == 1 else POSITIVE for index in chunks]
     return tuple(
-        (NEGATIVE if NEGATIVE in names[uid] else "positive") if uid in names else role for role, uid in zip(by_index, uuids)
+        (NEGATIVE if NEGATIVE in names[uid] else POSITIVE) if uid in names else role for role, uid in zip(by_index, uuids)
     )
 
 
@@ -176,7 +176,7 @@ class KeyScalePatch(_Patch):
 
     def __call__(self, n, context, value, extra):
         forward = extra.get(self.binding.key)
-        if forward is None or context.shape[0] != forward.ports.images * len(forward.ports.roles):
+        if forward is None or context.shape[0] != forward.ports.batch:
             return n, context, value
         size = token_grid(context.shape[1], extra["original_shape"], extra.get("activations_shape"))
         if size is None or n.shape[:2] != context.shape[:2]:
@@ -217,7 +217,7 @@ class ExtraAttentionPatch(_Patch):
         heads = extra["n_heads"]
         out = self.prior(q, k, v, extra) if self.prior is not None else host_attention(q, k, v, heads, extra)
         forward = extra.get(self.binding.key)
-        if forward is not None and q.shape[0] == forward.ports.images * len(forward.ports.roles):
+        if forward is not None and q.shape[0] == forward.ports.batch:
             forward.fired.add(self.block.patch_key)
             kb = forward.ports.extra_attention(self.block, q, heads, lambda *qkv: host_attention(*qkv, extra))
             out = out + kb.to(out.dtype)

@@ -206,6 +206,7 @@ def test_keys_tell_pictures_apart_by_all_that_decides_them_and_by_nothing_else(f
     every = set(COLUMNS)
     assert changed(**table(batch=1, seeds=9, columns=("kb",))) == set()
     assert changed(**table(steps=3)) == changed(**table(scale=3.0)) == every
+    assert changed(**table(negative_strength=0.0)) == every - {"base"}
     assert all(changed(**made_with(name)) == every for name in ("checkpoint", "text", "precision", "device"))
     assert changed(**made_with("adapter")) == every - {"base"}
     assert changed(**made_with("knowledge_base")) == changed(**table(decompose="off")) == {"kb", "kb+dm", "full"}
@@ -246,6 +247,8 @@ def test_the_other_columns_have_the_sections_they_name(files, tmp_path):
         assert tuple(on) == sections
     found = {column: drawing.latents(column, 0, [0]) for column in COLUMNS}
     assert all(not close(found[a], found[b]) for a in COLUMNS for b in COLUMNS if a < b)
+    for_the_prompt = replace(drawing, table=replace(drawing.table, negative_strength=0.0))
+    assert all(close(for_the_prompt.latents(column, 0, [0]), found[column]) == (column == "base") for column in COLUMNS)
     fresh = drawing_of(files, write_adapter(tmp_path / "fresh.safetensors", fresh=True))
     assert torch.equal(fresh.latents("full", 0, [0]), found["base"]), "a fresh adapter is the identity"
 

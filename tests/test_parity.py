@@ -90,6 +90,7 @@ def keep_level(adapter, level: int) -> None:
 
 
 CASES = [("all ports", None, {}), *((f"{name} alone", None, only) for name, only in ONLY.items())]
+CASES += [(f"all ports, {share} for the negative prompt", None, {"negative_strength": share}) for share in (0.0, 0.5)]
 CASES += [(f"residual level {level} alone", level, ONLY["pose"]) for level in range(4)]
 
 

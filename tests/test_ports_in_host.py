@@ -116,6 +116,34 @@ def test_a_pose_pass_is_shared_by_chunks_with_the_same_latent(model, monkeypatch
     assert calls == [2]  # two images once, not once per chunk
 
 
+def test_the_negative_prompt_gets_its_share_of_the_adapter(model, unpatched):
+    """Its chunk is as with all strengths times the share: without any, bit for bit that of the model alone. The positive one stays as it was."""
+    adapter = random_adapter()
+    positive, _ = predict(steer(model, adapter), X, SIGMA, CONDS).chunk(2)
+    for share in (0.0, 0.5):
+        patched = steer(model, adapter, negative_strength=share)
+        weak = steer(model, adapter, kb_strength=share, dm_strength=share, pose_strength=share)
+        both, expected = predict(patched, X, SIGMA, CONDS).chunk(2), predict(weak, X, SIGMA, CONDS).chunk(2)[1]
+        assert torch.equal(both[0], positive)
+        assert torch.allclose(both[1], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        assert share or torch.equal(both[1], unpatched.chunk(2)[1])
+        swapped = predict(patched, X, SIGMA, CONDS[::-1], [1, 0]).chunk(2)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(swapped, both[::-1]))
+        alone = predict(patched, X, SIGMA, CONDS[1:], [1])
+        assert torch.allclose(alone, both[1], atol=1e-4)
+        assert share or torch.equal(alone, predict(model, X, SIGMA, CONDS[1:], [1]))
+
+
+def test_a_pose_that_the_negative_prompt_does_not_get_is_not_computed_for_it(model, monkeypatch):
+    branch = importlib.import_module(f"{PACKAGE}.kbdm_core.pose_branch").PoseBranch
+    calls, forward = [], branch.forward
+    monkeypatch.setattr(branch, "forward", lambda self, features, *a: (calls.append(features.shape[0]), forward(self, features, *a))[1])
+    patched = steer(model, random_adapter(), negative_strength=0.0)
+    for indices in ([0], [1], [1, 0]):
+        predict(patched, X, SIGMA, [CONDS[index] for index in indices], indices)
+    assert calls == [2, 2]  # two images for each forward with the positive prompt
+
+
 def test_a_masks_batch_repeats_over_the_images(model):
     masks = torch.zeros(2, 60, 60)
     masks[0, :30], masks[1, 30:] = 1, 1

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kbdm_core.attention import attend
 from kbdm_core.guidance import Guidance, Ports
+from kbdm_core.roles import POSITIVE
 from kbdm_core.sd15 import BLOCKS, Block, level_size
 
 
@@ -29,7 +30,7 @@ class GuidedUNet(nn.Module):
         unet.set_attn_processor(processors)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, guidance: Guidance, roles: tuple[str, ...] = ("positive",), **kwargs
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, guidance: Guidance, roles: tuple[str, ...] = (POSITIVE,), **kwargs
     ) -> Tensor:
         """Noise prediction. sample [B,4,h,w] with B = len(roles) * I, timestep [B] -> [B,4,h,w].
 

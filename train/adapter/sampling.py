@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kbdm_core.guidance import Guidance
+from kbdm_core.roles import NEGATIVE, POSITIVE
 from train.adapter.objective import controlnet_residuals
 from train.base.diffusion import NOISE
 from train.host import GuidedUNet
 
-ROLES = ("positive", "negative")
+ROLES = (POSITIVE, NEGATIVE)
 
 
 @dataclass(frozen=True, eq=False)

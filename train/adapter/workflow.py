@@ -53,7 +53,7 @@ def workflow(files: Files, prompt: str, decompose: str, encoded: str, pose: Pose
         applied = node("ControlNetApplyAdvanced", "Apply ControlNet", **links, **range_)
         positive, negative = [applied, 0], [applied, 1]
     adapter = node("KBDMLoadAdapter", "Load KB-DM Adapter", adapter_name=files.adapter)
-    strengths = {"kb_strength": 1.0, "dm_strength": 1.0, "pose_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    strengths = {"kb_strength": 1.0, "dm_strength": 1.0, "pose_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "negative_strength": 1.0}
     model = node("KBDMAdapterApply", "KB-DM Adapter Apply", model=[base, 0], adapter=[adapter, 0], **strengths, **optional)
     empty = node("EmptyLatentImage", "Empty Latent Image", width=pose.width, height=pose.height, batch_size=1)
     sampled = node(

@@ -58,6 +58,8 @@ class EvaluationTable:
     """Steps of DDIM."""
     scale: Annotated[float, Ge(0)] = 7.5
     """Classifier-free guidance scale."""
+    negative_strength: Annotated[float, Interval(ge=0, le=1)] = 1.0
+    """The negative prompt's share of the adapter, as KB-DM Adapter Apply has it: 1 = as in training, 0 = the scale pushes towards the pose, too."""
     batch: Annotated[int, Ge(1)] = 25
     """Pictures at a time. A stopped run loses those under way."""
     decompose: Literal["phrases", "off"] = "phrases"
@@ -98,7 +100,7 @@ class ColumnDrawing:
         """Content keys of the latents of all scenes, made of everything that decides them: with another adapter those of the base stay the same."""
         sections = self.sections(column)
         names = ["checkpoint", "text", "precision", "device"] + ["adapter"] * bool(sections) + ["knowledge_base"] * ("kb" in sections)
-        settings = ["steps", "scale"] + ["decompose"] * ("kb" in sections)
+        settings = ["steps", "scale"] + ["decompose"] * ("kb" in sections) + ["negative_strength"] * bool(sections)
         decided = {name: self.made_with[name] for name in names} | {name: getattr(self.table, name) for name in settings}
         common = json.dumps({"drawing": DRAWING, "sections": sections, **decided}, sort_keys=True)
         of_scenes = enumerate(zip(self.captions, self.poses))
@@ -125,7 +127,8 @@ class ColumnDrawing:
             asked = self.answers.tokens(numbers, [False] * len(numbers)), self.answers.tokens([0], [True])
             tokens = tuple(value.to(device) for value in asked)
         pictures = torch.stack([pose_picture(self.poses[number]) for number in numbers]).to(device)  # [n, H, W, 3]
-        return adapter_guidance(self.adapter, tokens, pictures, **{f"{name}_strength": float(name in sections) for name in SECTIONS})
+        strengths = {f"{name}_strength": float(name in sections) for name in SECTIONS}
+        return adapter_guidance(self.adapter, tokens, pictures, **strengths, negative_strength=self.table.negative_strength)
 
 
 def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ def evaluate(recipe: EvaluateCommand) -> None:
             "sampling_seeds": list(seeds),
             "steps": table.steps,
             "scale": table.scale,
+            "negative_strength": table.negative_strength,
             "made_with": dict(drawing.made_with),
             "estimator": {"sha256": _sha256(recipe.estimator_file), "own_error": of_estimator.get("judged", {})},
             **summary(columns, true, best),
