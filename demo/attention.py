@@ -120,7 +120,7 @@ def watch(folder: Path, row: Row, steps: int, scale: float, check: Callable[[], 
     if "dm" not in adapter.sections:
         raise MismatchError(f"adapter '{info.name}' has no section dm; expected one, for what the dynamic mask does is to be seen.")
     knowledge_base = load_knowledge_base(folder / miniature.KNOWLEDGE_BASE_FILE)
-    guidance, pose_picture = row_guidance(adapter, knowledge_base, text, row)
+    guidance, pose_picture = row_guidance(adapter.float(), knowledge_base, text, row)
     watcher = AttentionWatch(GuidedUNet(unet_of(base)))
     states = [text.states(text.tokens([prompt])).float() for prompt in (row.prompt, "")]
     size = (row.pose.height // 8, row.pose.width // 8)

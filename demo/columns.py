@@ -11,6 +11,7 @@ from .miniature import LISTED
 from .rows import Row
 
 STEPS, SCALE = 50, 7.5  # DDIM steps and guidance scale, those of the miniature's bars
+NEGATIVE_STRENGTH = 0.0  # the negative prompt is drawn by the base alone, so that the guidance scale strengthens what the columns switch on
 PICTURES = 2  # per row and column: the host draws them as one batch of one seed
 STEERED = ("KBDMAdapterApply", "KSampler", "VAEDecode", "SaveImage")  # the nodes that each column has for itself
 COLUMN_IDS = 100  # the nodes of column c are numbered from 100 (c + 1) on
@@ -57,7 +58,7 @@ def row_graph(row: Row) -> Graph:
         for key, node in steered.items():
             inputs = {name: [own.get(value[0], value[0]), value[1]] if isinstance(value, list) else value for name, value in node["inputs"].items()}
             if node["class_type"] == "KBDMAdapterApply":
-                inputs |= column.strengths
+                inputs |= {**column.strengths, "negative_strength": NEGATIVE_STRENGTH}
             graph[own[key]] = {**node, "inputs": inputs}
             if node["class_type"] == "SaveImage":
                 graph[own[key]] = preview(inputs["images"], column.name)

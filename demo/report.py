@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .columns import COLUMNS, PICTURES, SCALE, STEPS
+from .columns import COLUMNS, NEGATIVE_STRENGTH, PICTURES, SCALE, STEPS
 from .files import File, write_whole
 from .judging import pose_error
 from .runs import DrawnRow, WorkflowRun
@@ -18,7 +18,10 @@ STATEMENT = (
     "by a pose estimator that was trained on drawn people, too, on a handful of rows. They show that the method runs and what its parts do "
     "here; they say nothing about SD1.5, photographs of people, Human-Art or the paper's results."
 )
-SAMPLING = {"sampler": "ddim", "scheduler": "ddim_uniform", "steps": STEPS, "cfg": SCALE, "pictures_per_row_and_column": PICTURES}
+SAMPLING = {
+    "sampler": "ddim", "scheduler": "ddim_uniform", "steps": STEPS, "cfg": SCALE, "negative_strength": NEGATIVE_STRENGTH,
+    "pictures_per_row_and_column": PICTURES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -169,13 +169,13 @@ class PosePort:
         chunks = features.split(images)
         first_equal = [next(j for j in range(i + 1) if j == i or torch.equal(chunks[j], chunks[i])) for i in range(len(chunks))]
         distinct = sorted({i for i, strength in zip(first_equal, strengths) if strength != 0})
+        if not distinct:
+            return None
         timestep = match_batch(timestep, images)
         picture, masks = self._prepared(features, images)
         per_chunk = {
             i: self.branch(chunks[i], timestep, picture, masks, self.axis, self.background) for i in distinct
         }
-        if not per_chunk:
-            return None
         some = per_chunk[distinct[0]]
         return [
             torch.cat([per_chunk[i][level] * s if s != 0 else torch.zeros_like(some[level]) for i, s in zip(first_equal, strengths)])

@@ -103,7 +103,7 @@ def test_the_columns_of_a_row_differ_in_the_strengths_alone():
     }  # fmt: skip
     (_, rest, settings), *others = found.values()
     assert all(other[1:] == (rest, settings) for other in others)
-    assert {"kb_tokens", "pose_image"} <= rest.keys()
+    assert {"kb_tokens", "pose_image"} <= rest.keys() and rest["negative_strength"] == 0.0
     expected = {"seed": 7, "steps": 50, "cfg": 7.5, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
     assert expected.items() <= settings.items()
     assert graph[settings["latent_image"][0]]["inputs"] == {"width": 128, "height": 128, "batch_size": PICTURES}
@@ -202,7 +202,10 @@ def test_the_demo_leaves_pictures_and_a_report(small_demo, monkeypatch):
         assert column.strengths.items() <= entry.items() and {"pck@0.2", "pck@0.1", "people_error"} <= entry.keys()
         assert entry["name"] == column.name and entry["pictures"] == 2 * PICTURES
     assert len(report["weights"]) == len(CONTENTS) and report["estimator"]["held_out"] == {"pictures": 4, "pck@0.2": 0.9}
-    assert report["sampling"] == {"sampler": "ddim", "scheduler": "ddim_uniform", "steps": 50, "cfg": 7.5, "pictures_per_row_and_column": PICTURES}
+    assert report["sampling"] == {
+        "sampler": "ddim", "scheduler": "ddim_uniform", "steps": 50, "cfg": 7.5, "negative_strength": 0.0,
+        "pictures_per_row_and_column": PICTURES,
+    }  # fmt: skip
     assert {"host start", "grid", "workflows", "attention", "judging"} <= report["seconds"].keys()
     assert [run["name"] for run in report["workflows"]] == list(WORKFLOWS)
     named = [*report["weights"], *report["pictures"], *(file for run in [*report["rows"], *report["workflows"]] for file in run["pictures"])]

@@ -51,7 +51,7 @@ def mini_base_table(folder: Path) -> BaseTable:
     return BaseTable(checkpoint=folder / CHECKPOINT, text_encoder=f"local-dir:{folder / CLIP}", dtype="float32")
 
 
-MINI_ADAPTER = AdapterTable(knowledge_base=ASSETS / KNOWLEDGE_BASE, pose_width=128, pose_stem=(32, 64, 96, 96))
+MINI_ADAPTER = AdapterTable(knowledge_base=ASSETS / KNOWLEDGE_BASE, pose_width=256, pose_stem=(128, 128, 128, 128))
 MINI_EXAMPLES = ExamplesTable(resolution=128, batch=32, cache=Path(".cache/mini/latents"))
 
 
