@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from testbed.host_nodes import node_classes
+from testbed.pack import load_node_module
 
 Graph = dict[str, dict[str, Any]]
 
@@ -31,6 +36,21 @@ def run_graph(graph: Graph) -> dict[str, tuple]:
         for number in graph:
             outputs(number)
     return done
+
+
+def png(path: Path) -> np.ndarray:
+    """A picture file, [H,W,3] int."""
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def saved_picture(graph: Graph, folder: Path) -> np.ndarray:
+    """The one picture [H,W,3], int, that the graph saves; it is written to `folder`, which is made."""
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load_node_module("model_folders").folder_paths, "output_directory", str(folder))
+        run_graph(graph)
+    (path,) = folder.glob("*.png")
+    return png(path)
 
 
 def _is_link(value: object, graph: Graph) -> bool:

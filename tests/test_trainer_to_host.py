@@ -16,7 +16,6 @@ import open_clip
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -24,7 +23,7 @@ from kbdm_core.adapter_file import load_adapter
 from kbdm_core.guidance import adapter_guidance
 from kbdm_core.keypoints import Person, Pose
 from kbdm_core.knowledge_base import fresh_knowledge_base, save_knowledge_base
-from testbed.host_graph import run_graph
+from testbed.host_graph import png, saved_picture
 from testbed.host_model import host_model, predict, sample
 from testbed.model_folder import only_folder
 from testbed.pack import ROOT, load_node_module
@@ -112,36 +111,22 @@ def graph_of(place: Path, number: int) -> dict:
     return json.loads((place / "run" / "validation" / f"picture-{number}.json").read_text())
 
 
-def picture_of(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def in_host(graph: dict, folder: Path) -> np.ndarray:
-    """The picture that ComfyUI saves."""
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_folders.folder_paths, "output_directory", str(folder))
-        run_graph(graph)
-    (path,) = folder.glob("*.png")
-    return picture_of(path)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_validation_graph_draws_the_trainers_picture_in_the_host(place, tmp_path, number):
-    expected = picture_of(place / "run" / "validation" / f"picture-{number}.png")
+    expected = png(place / "run" / "validation" / f"picture-{number}.png")
     assert expected.std() > 10, "an even picture shows nothing"
-    assert abs(in_host(graph_of(place, number), tmp_path / "out") - expected).max() <= 2
+    assert abs(saved_picture(graph_of(place, number), tmp_path / "out") - expected).max() <= 2
 
 
 @pytest.mark.slow
 def test_every_section_of_the_trained_adapter_shows_in_the_picture(place, tmp_path):
-    expected = picture_of(place / "run" / "validation" / "picture-0.png")
+    expected = png(place / "run" / "validation" / "picture-0.png")
     for strength in ("kb_strength", "dm_strength", "pose_strength"):
         graph = copy.deepcopy(graph_of(place, 0))
         (apply,) = (node for node in graph.values() if node["class_type"] == "KBDMAdapterApply")
         apply["inputs"][strength] = 0.0
-        assert abs(in_host(graph, tmp_path / strength) - expected).max() > 10, strength
+        assert abs(saved_picture(graph, tmp_path / strength) - expected).max() > 10, strength
 
 
 def test_the_graph_asks_the_knowledge_base_as_the_adapter_was_trained_to():
